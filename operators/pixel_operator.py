@@ -1,0 +1,142 @@
+"""The base class of every pixel-space degradation A, and the declaration of its parameters."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from typing import Any, ClassVar, get_type_hints
+
+import torch
+from torch import Tensor
+
+from operators.errors import OperatorError
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values a parameter may take: `Annotated[int, Range(1, 100)]`, both ends included."""
+
+    low: float
+    high: float
+    odd: bool = False
+
+    def check(self, name: str, value: Any, number: type) -> int | float:
+        """Return `value` as `number` (int or float).
+
+        Raises:
+            OperatorError: it is not such a number or outside the range; names the parameter.
+        """
+        is_number = issubclass(type(value), Integral if number is int else Real)
+        valid = is_number and not isinstance(value, bool) and self.low <= value <= self.high
+        if not valid or (self.odd and value % 2 == 0):
+            noun = "a number" if number is float else "an odd number" if self.odd else "an integer"
+            raise OperatorError(
+                f"{name} must be {noun} from {self.low} to {self.high}, not {value!r}."
+            )
+        return number(value)
+
+
+def check_images(images: Tensor) -> None:
+    """Raise OperatorError unless `images` is a floating-point tensor (B, 3, H, W)."""
+    if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
+        raise OperatorError(f"Pass images of shape (B, 3, H, W), not {tuple(images.shape)}.")
+    if not images.is_floating_point():
+        raise OperatorError(f"Pass floating-point images in [-1, 1], not {images.dtype}.")
+
+
+@dataclass(frozen=True)
+class PixelOperator(ABC):
+    """A noiseless degradation A of images (B, 3, H, W) in [-1, 1].
+
+    A subclass is a frozen dataclass whose fields are its parameters, each annotated with a `Range`;
+    values outside it raise OperatorError. It implements `_apply` and, when linear, `_transpose`.
+    """
+
+    linear: ClassVar[bool] = True
+    needs_mask: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Check every parameter against its declared range and store it as its declared type."""
+        hints = get_type_hints(type(self), include_extras=True)
+        for parameter in fields(self):
+            hint = hints[parameter.name]
+            (allowed,) = hint.__metadata__
+            value = allowed.check(parameter.name, getattr(self, parameter.name), hint.__origin__)
+            object.__setattr__(self, parameter.name, value)
+
+    @property
+    def downscale(self) -> int:
+        """How many times smaller the sides of y = A(x) are than those of x."""
+        return 1
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The noiseless measurement A(x), differentiable in x where the maths allows.
+
+        Args:
+            x: images (B, 3, H, W) in [-1, 1].
+            mask: (1 or B, 1, H, W), 1 = known, 0 = hole; for the kinds with `needs_mask`, and only
+                for them.
+
+        Returns:
+            (B, 3, H / downscale, W / downscale).
+
+        Raises:
+            OperatorError: a wrong shape, a size the factor does not divide, or a missing,
+                superfluous or wrongly sized mask.
+        """
+        check_images(x)
+        height, width = x.shape[-2:]
+        if height % self.downscale or width % self.downscale:
+            raise OperatorError(
+                f"The image is {width}x{height} pixels: crop or pad it to multiples of "
+                f"{self.downscale}, the downscaling factor."
+            )
+        self._refuse_needless_mask(mask)
+        return self._apply(x, mask)
+
+    def adjoint(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The exact adjoint A^T y, so that <A x, y> = <x, A^T y> for every x and y.
+
+        Args:
+            y: (B, 3, h, w), of the shape A produces.
+            mask: as in `forward`.
+
+        Returns:
+            (B, 3, h * downscale, w * downscale).
+
+        Raises:
+            OperatorError: A is not linear, or as in `forward`.
+        """
+        if not self.linear:
+            raise OperatorError(
+                f"{type(self).__name__} is not linear and has no adjoint: use another sampler."
+            )
+        check_images(y)
+        self._refuse_needless_mask(mask)
+        return self._transpose(y, mask)
+
+    def to_full_size(self, y: Tensor) -> Tensor:
+        """The measurement at the size of x, (B, 3, H, W): what the autoencoder sees."""
+        check_images(y)
+        return y
+
+    def draw_mask(self, height: int, width: int, generator: torch.Generator) -> Tensor | None:
+        """A mask (1, 1, height, width), 1 = known, 0 = hole; None for a kind that takes none.
+
+        Args:
+            height: rows, in pixels.
+            width: columns, in pixels.
+            generator: CPU generator, the only source of randomness.
+        """
+        return None
+
+    @abstractmethod
+    def _apply(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """A(x); x and its size are checked."""
+
+    def _transpose(self, y: Tensor, mask: Tensor | None) -> Tensor:
+        """A^T y, y is checked; a symmetric A needs no other."""
+        return self._apply(y, mask)
+
+    def _refuse_needless_mask(self, mask: Tensor | None) -> None:
+        if mask is not None and not self.needs_mask:
+            raise OperatorError(f"{type(self).__name__} takes no mask: leave the mask out.")

@@ -1,0 +1,115 @@
+"""The tasks: what damages a picture, what that is called, how strongly to guide, and with what."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from operators.degradation import Degradation
+from operators.errors import OperatorError, OperatorFileError, OperatorNotFound
+from operators.latent import read_config
+
+SHELF = Path(__file__).parent / "trained"
+
+# Every model in Stable Diffusion 1.x's format shares its latent space, and with it the operators
+# that read the latent alone; such operators name this prior.
+SD_LATENT_CHANNELS, SD_PRIOR = 4, "sd15"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One kind of damage.
+
+    Attributes:
+        name: the task's name, on the command line and on the Hub.
+        title: what somebody with a damaged photo would call it.
+        degradation: A and the noise level of the paper.
+        eta: the consistency scale at 1,000 steps (paper: 0.5, and 1 for inpainting).
+    """
+
+    name: str
+    title: str
+    degradation: Degradation
+    eta: float
+
+    def eta_at(self, steps: int) -> float:
+        """The consistency scale for `steps`: fewer steps have to go further each."""
+        return self.eta * (1000 / steps) ** ETA_EXPONENT
+
+
+# Between a constant (0), which forgets the photo in few steps, and constant total guidance (1),
+# which overshoots; chosen on held-out photos, see hub_cards/eta.md.
+ETA_EXPONENT = 0.75
+
+
+_SMALL, _TINY = ({"factor": factor} for factor in (4, 8))
+_TASKS = (
+    Task("gaussian_blur", "My photo is blurry", Degradation("gaussian_blur"), 0.5),
+    Task("super_resolution_x4", "My photo is small", Degradation("super_resolution", _SMALL), 0.5),
+    Task("super_resolution_x8", "My photo is tiny", Degradation("super_resolution", _TINY), 0.5),
+    Task("inpainting_box", "The middle of my photo is lost", Degradation("inpainting_box"), 1.0),
+    Task(
+        "inpainting_free", "My photo has a hole or scratches", Degradation("inpainting_free"), 1.0
+    ),
+    Task("jpeg_q10", "My photo has JPEG blocks", Degradation("jpeg", {"quality": 10}), 0.5),
+    Task("denoising", "My photo is noisy", Degradation("denoising", noise_sigma=0.05), 0.5),
+    Task("motion_blur", "My photo is shaken", Degradation("motion_blur"), 0.5),
+    Task("inpainting_random", "Most pixels are lost", Degradation("inpainting_random"), 1.0),
+    Task("destriping", "My photo has stripes", Degradation("destriping"), 1.0),
+)
+TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in _TASKS})
+
+
+def get_task(name: str) -> Task:
+    """The task of this name.
+
+    Raises:
+        OperatorError: there is none; the message lists those there are.
+    """
+    if name not in TASKS:
+        raise OperatorError(f"There is no task '{name}'; choose one of {', '.join(TASKS)}.")
+    return TASKS[name]
+
+
+@dataclass(frozen=True)
+class ShelfEntry:
+    """A trained operator that ships with the repository or was downloaded beside those."""
+
+    folder: Path
+    task: str
+    prior: str
+    architecture: str
+
+
+def shelf(folder: Path = SHELF) -> list[ShelfEntry]:
+    """The operators in `folder`, from their config.json alone.
+
+    Raises:
+        OperatorFileError: a config.json there is no operator's.
+    """
+    entries = []
+    for path in sorted(folder.glob("*/config.json")):
+        config = read_config(path.parent)
+        task, prior = config.metadata.get("task"), config.metadata.get("prior")
+        if task is None or prior is None:
+            raise OperatorFileError(
+                f"{str(path)!r} does not say its task and prior: train it again, or remove it."
+            )
+        entries.append(ShelfEntry(path.parent, task, prior, config.architecture))
+    return entries
+
+
+def find_operator(task: str, prior: str, latent_channels: int, folder: Path = SHELF) -> Path:
+    """The operator on the shelf for `task` in the latent space of `prior`.
+
+    Raises:
+        OperatorNotFound: there is none; the message says how to get one.
+    """
+    names = {prior} | ({SD_PRIOR} if latent_channels == SD_LATENT_CHANNELS else set())
+    for entry in shelf(folder):
+        if entry.task == task and entry.prior in names:
+            return entry.folder
+    raise OperatorNotFound(
+        f"No trained operator for {task} on the prior '{prior}' is on the shelf; "
+        f"name one with --operator, or train it: python -m silo train-operator --task {task} ..."
+    )

@@ -1,0 +1,1 @@
+"""How a picture is restored: pictures in and out, the prior, the samplers and the `Restorer`."""

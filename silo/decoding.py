@@ -1,0 +1,194 @@
+"""Decoding of untrusted picture files: bounded memory, and one clear error each."""
+
+import os
+import stat
+import struct
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from silo.errors import BadImage
+
+MAX_PIXELS = 50_000_000
+MAX_FILE_BYTES = 20_000_000
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+
+# The first bytes of a file decide, not its name. The decoders are called directly and not through
+# Image.open, which warns about large pictures before their size can be looked at.
+_DECODERS: Mapping[bytes, type[ImageFile.ImageFile]] = {
+    b"\x89PNG\r\n\x1a\n": PngImageFile,
+    b"\xff\xd8\xff": JpegImageFile,
+    b"RIFF": WebPImageFile,
+    b"BM": BmpImageFile,
+    b"II*\x00": TiffImageFile,
+    b"MM\x00*": TiffImageFile,
+    b"II+\x00": TiffImageFile,
+    b"MM\x00+": TiffImageFile,
+    b"GIF87a": GifImageFile,
+    b"GIF89a": GifImageFile,
+}
+_FORMATS = "PNG, JPEG, WEBP, BMP, TIFF or GIF"
+# What Pillow's decoders raise on damaged files: mostly the first two, the others from odd fields.
+_DECODING_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    OverflowError,
+    struct.error,
+    Image.DecompressionBombError,  # a frame that outgrows its header
+)
+_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+_UNSCALED = ("I", "F")  # 32-bit integers and floats: what is white is not said
+_HEADER_BYTES = 1_000_000  # what `read_info` looks at
+_warning_filters = threading.Lock()
+
+
+def decode(path: str | os.PathLike[str]) -> tuple[Image.Image, list[str]]:
+    """Decodes an untrusted file of at most MAX_FILE_BYTES and MAX_PIXELS.
+
+    The size in the header is looked at before any pixel is decoded. Sixteen bits are scaled to
+    eight, palettes and CMYK are converted, the EXIF orientation is applied, and of an animation or
+    of several pages only the first is used.
+
+    Returns:
+        An image of mode RGB, or RGBA where some pixel is not opaque; and the notices.
+
+    Raises:
+        BadImage: missing, empty, too large, damaged, or not in one of the formats.
+    """
+    name = printable_name(path)
+    data = _read(path, MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise BadImage(
+            f"{name}: the file is larger than {MAX_FILE_BYTES // 10**6} MB; save it smaller, "
+            "for example as JPEG."
+        )
+    with _quiet(), _named_errors(name):
+        image = _open(data, name)
+        notices = []
+        if getattr(image, "is_animated", False):
+            notices.append(f"{name}: only the first of its frames or pages is used.")
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image), name), notices
+
+
+def read_info(path: str | os.PathLike[str]) -> dict[Any, Any]:
+    """What the header of a picture says beside its size, such as the text chunks of a PNG.
+
+    Raises:
+        BadImage: as in `decode`; the pixels are not decoded.
+    """
+    name = printable_name(path)
+    data = _read(path, _HEADER_BYTES)
+    with _quiet(), _named_errors(name):
+        return _open(data, name).info
+
+
+def printable_name(path: str | os.PathLike[str]) -> str:
+    """The file's name as it can be printed in one line."""
+    name = Path(path).name or str(path)
+    return "".join(c if c.isprintable() else "?" for c in name)
+
+
+def _read(path: str | os.PathLike[str], most: int) -> bytes:
+    name = printable_name(path)
+    try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            raise BadImage(f"{name}: this is a folder; name a picture.")
+        if not stat.S_ISREG(mode):  # a pipe or device might never end
+            raise BadImage(f"{name}: this is not a regular file; name a picture.")
+        with open(path, "rb") as file:
+            data = file.read(most)
+    except FileNotFoundError as error:
+        raise BadImage(f"{name}: there is no such file; check the path.") from error
+    except OSError as error:
+        raise BadImage(f"{name}: the file cannot be read ({error.strerror}).") from error
+    except ValueError as error:  # a null character in the path
+        raise BadImage(f"{name}: this is not a valid path; name a picture.") from error
+    if not data:
+        raise BadImage(f"{name}: the file is empty; choose another picture.")
+    return data
+
+
+def _open(data: bytes, name: str) -> ImageFile.ImageFile:
+    """Reads the header only."""
+    for signature, decoder in _DECODERS.items():
+        if data.startswith(signature) and (decoder is not WebPImageFile or data[8:12] == b"WEBP"):
+            image = decoder(BytesIO(data))
+            break
+    else:
+        raise BadImage(f"{name}: {_what_else(data)}; use {_FORMATS}.")
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise BadImage(
+            f"{name}: {width} x {height} is {width * height / 10**6:,.0f} megapixels; "
+            f"scale it down to at most {MAX_PIXELS // 10**6}."
+        )
+    return image
+
+
+def _what_else(data: bytes) -> str:
+    start = data[:1024].lower()
+    if b"<svg" in start:
+        return "this is an SVG drawing, which has no pixels"
+    if data[4:8] == b"ftyp":
+        return "this is a HEIC or AVIF picture or a video"
+    return "this is not a picture in a known format"
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode in _UNSCALED:
+        raise BadImage(
+            f"{name}: its pixels are 32-bit numbers without a known white; save it as an 8- or "
+            "16-bit PNG."
+        )
+    if image.mode in _SIXTEEN_BIT:
+        transparent = image.info.get("transparency")
+        grey = np.array(image).astype(np.uint32)
+        image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+        if isinstance(transparent, int):
+            image.putalpha(Image.fromarray((grey != transparent).astype(np.uint8) * 255))
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    opaque = image.getchannel("A").getextrema() == (255, 255)
+    return image.convert("RGB") if opaque else image
+
+
+@contextmanager
+def _named_errors(name: str) -> Iterator[None]:
+    """Turns what a decoder raises on a damaged file into a BadImage."""
+    try:
+        yield
+    except _DECODING_ERRORS as error:
+        raise BadImage(
+            f"{name}: the file is damaged or cut off; save or download it again."
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Pillow's warnings about odd metadata away from the user; the result tells what matters.
+
+    Python's warning filters belong to the process, so one thread at a time may swap them.
+    """
+    with _warning_filters, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

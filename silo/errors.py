@@ -1,0 +1,41 @@
+"""The named errors of `silo`: each message is one line and says what to do next."""
+
+
+class SiloError(Exception):
+    """Base of every error a user can act on."""
+
+
+class BadImage(SiloError):
+    """A picture that cannot be read."""
+
+
+class CannotSave(SiloError):
+    """A result that cannot be written where it was asked for."""
+
+
+class NumericalError(SiloError):
+    """Values that are not finite numbers, where a picture was expected."""
+
+
+class BadMask(SiloError):
+    """A mask that is missing, unreadable or of another size than its picture."""
+
+
+class BadRequest(SiloError):
+    """A setting that is out of range or does not fit the others."""
+
+
+class UnknownPrior(SiloError):
+    """A prior that is neither a known name, nor a folder, nor a Hub id."""
+
+
+class PriorFileError(SiloError):
+    """A prior whose files are missing, damaged or not in diffusers' Stable Diffusion format."""
+
+
+class OutOfMemory(SiloError):
+    """A restoration that does not fit the device's memory."""
+
+
+class HubUnavailable(SiloError):
+    """The Hub cannot be reached and the local cache does not hold what is needed."""

@@ -1,0 +1,243 @@
+"""Pictures in and out: decoding to tensors, fitting to the latent grid and back, PNG files."""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from math import ceil, gcd
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from silo.decoding import MAX_PIXELS, decode, printable_name, read_info
+from silo.errors import BadImage, CannotSave, NumericalError
+
+_CHUNK = "silo"  # keyword of the PNG text chunk that holds the parameters
+
+
+@dataclass(frozen=True)
+class LoadedImage:
+    """A decoded picture.
+
+    Attributes:
+        pixels: (1, 3, H, W) float32 in [-1, 1], upright.
+        notices: one sentence on each thing in the file that was not taken over as it is.
+    """
+
+    pixels: Tensor
+    notices: list[str]
+
+
+def load_image(path: str | os.PathLike[str]) -> LoadedImage:
+    """Reads a picture; transparent areas become white.
+
+    Raises:
+        BadImage: not a picture that can be read; see `decode`.
+    """
+    image, notices = decode(path)
+    if image.mode == "RGBA":
+        notices = [
+            *notices,
+            f"{printable_name(path)}: its transparent areas were filled with white.",
+        ]
+    return LoadedImage(from_pil(image), notices)
+
+
+def from_pil(image: Image.Image) -> Tensor:
+    """An RGB or RGBA image, composited on white, as pixels (1, 3, H, W) float32 in [-1, 1]."""
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    pixels = torch.from_numpy(np.array(image.convert("RGB")))
+    return pixels.permute(2, 0, 1)[None].float().div_(127.5).sub_(1)
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """Rounds an image (3, H, W) or (1, 3, H, W) in [-1, 1] to eight bits; values outside are cut.
+
+    Raises:
+        NumericalError: some value is not a finite number (it would come out black).
+    """
+    pixels = image.detach().reshape(image.shape[-3:]).float()
+    if not pixels.isfinite().all():
+        raise NumericalError(
+            "the result holds values that are not finite numbers: run again in float32."
+        )
+    pixels = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).cpu().contiguous().numpy())
+
+
+def save_png(
+    path: str | os.PathLike[str], image: Tensor, parameters: Mapping[str, Any] | None = None
+) -> None:
+    """Writes a PNG, whole or not at all.
+
+    Args:
+        path: the file to write or replace; its folder must exist.
+        image: (3, H, W) or (1, 3, H, W) in [-1, 1].
+        parameters: JSON-able; embedded for `read_parameters`.
+
+    Raises:
+        CannotSave: the folder is missing, not writable or full.
+        NumericalError: as in `to_pil`.
+    """
+    chunks = PngInfo()
+    if parameters is not None:
+        chunks.add_text(_CHUNK, json.dumps(dict(parameters), allow_nan=False))
+    buffer = BytesIO()
+    to_pil(image).save(buffer, "PNG", pnginfo=chunks)
+    target = Path(path)
+    part = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".part", delete=False) as file:
+            part = Path(file.name)
+            file.write(buffer.getbuffer())
+        part.chmod(0o644)  # temporary files are private; a result is not
+        part.replace(target)
+    except OSError as error:
+        raise CannotSave(
+            f"{printable_name(path)}: cannot be written ({error.strerror}); choose another place."
+        ) from error
+    finally:
+        if part is not None:
+            part.unlink(missing_ok=True)  # gone already when all went well
+
+
+def read_parameters(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The parameters that `save_png` embedded in a PNG; None for a picture without any.
+
+    Raises:
+        BadImage: as in `decode`; the pixels are not decoded.
+    """
+    text = read_info(path).get(_CHUNK)
+    if not isinstance(text, str):
+        return None
+    try:
+        parameters = json.loads(text)
+    except (ValueError, RecursionError):  # another program's chunk of the same name
+        return None
+    return parameters if isinstance(parameters, dict) else None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How pictures of one size go on the grid that a prior works on, and back.
+
+    A picture is scaled down if it is too large, then padded on the right and at the bottom, so that
+    its origin, and with it the blocks of a JPEG and the phase of a sampling grid, stay in place.
+
+    Attributes:
+        original: (height, width) of the picture as it came.
+        scaled: (height, width) after scaling, equal to `original` when there was none.
+        padded: (height, width) after padding: the size to work at.
+        factor: how many times larger the restored picture's sides are than the measurement's.
+    """
+
+    original: tuple[int, int]
+    scaled: tuple[int, int]
+    padded: tuple[int, int]
+    factor: int = 1
+
+    @property
+    def working(self) -> tuple[int, int]:
+        """(height, width) of the full-size picture that is worked on: `padded` times `factor`."""
+        return self.padded[0] * self.factor, self.padded[1] * self.factor
+
+    @property
+    def output(self) -> tuple[int, int]:
+        """(height, width) of what `undo` returns: `original` times `factor`."""
+        return self.original[0] * self.factor, self.original[1] * self.factor
+
+    def apply(self, pixels: Tensor) -> Tensor:
+        """(B, C, *original) -> (B, C, *padded), antialiased; padded by mirroring."""
+        _expect(pixels, self.original)
+        return self.pad(_resize(pixels, self.scaled))
+
+    def pad(self, pixels: Tensor) -> Tensor:
+        """(B, C, *scaled) -> (B, C, *padded), mirrored; edges are repeated where too small."""
+        for axis, (size, target) in enumerate(zip(self.scaled, self.padded, strict=True)):
+            missing = target - size
+            sides = (0, 0, 0, missing) if axis == 0 else (0, missing, 0, 0)
+            pixels = F.pad(pixels, sides, mode="reflect" if missing < size else "replicate")
+        return pixels
+
+    def undo(self, restored: Tensor) -> Tensor:
+        """(B, 3, *working) -> (B, 3, *output): cuts the padding off, then scales back.
+
+        A picture that was not scaled down comes back exactly.
+        """
+        _expect(restored, self.working)
+        height, width = (side * self.factor for side in self.scaled)
+        return _resize(restored[..., :height, :width], self.output)
+
+
+def fit(pixels: Tensor, *, multiple: int, max_pixels: int, factor: int = 1) -> tuple[Tensor, Fit]:
+    """Works out how `pixels` go on the grid, without distortion, and puts them there.
+
+    Args:
+        pixels: (B, 3, H, W) of any size: a picture, or the low-resolution measurement of one.
+        multiple: the sides of the full-size picture must be multiples of this.
+        max_pixels: the full-size picture, padding included, has at most so many.
+        factor: the full-size picture's sides over those of `pixels` (super-resolution).
+
+    Returns:
+        The fitted pixels (B, 3, h, w), with h * factor and w * factor multiples of `multiple`, and
+        the `Fit`.
+
+    Raises:
+        BadImage: the restored picture would have more than MAX_PIXELS.
+    """
+    unit = multiple // gcd(multiple, factor)
+    cells = max_pixels // (factor * unit) ** 2
+    if cells < 1:
+        raise ValueError(f"max_pixels={max_pixels} is below one grid cell of {factor * unit}^2.")
+    height, width = pixels.shape[-2:]
+    if height * width * factor**2 > MAX_PIXELS:
+        raise BadImage(
+            f"{width} x {height}, enlarged {factor} times, would be "
+            f"{height * width * factor**2 / 10**6:,.0f} megapixels; crop it or scale it down until "
+            f"the result has at most {MAX_PIXELS // 10**6}."
+        )
+    scaled = _largest_size(height, width, unit, cells)
+    padded = (ceil(scaled[0] / unit) * unit, ceil(scaled[1] / unit) * unit)
+    plan = Fit((height, width), scaled, padded, factor)
+    return plan.apply(pixels), plan
+
+
+def _largest_size(height: int, width: int, unit: int, cells: int) -> tuple[int, int]:
+    """The largest (height, width) of the same shape that covers at most `cells` unit x unit cells.
+
+    Searched over the length of the long side, on which the number of cells depends monotonically.
+    """
+    long, short = max(height, width), min(height, width)
+
+    def short_side(length: int) -> int:
+        return max(1, (2 * short * length + long) // (2 * long))  # rounded
+
+    low, high = 1, long
+    while low < high:
+        middle = (low + high + 1) // 2
+        if ceil(middle / unit) * ceil(short_side(middle) / unit) <= cells:
+            low = middle
+        else:
+            high = middle - 1
+    return (low, short_side(low)) if height >= width else (short_side(low), low)
+
+
+def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(pixels.shape[-2:]) == size:
+        return pixels
+    resized = F.interpolate(pixels, size, mode="bicubic", antialias=True)
+    return resized.clamp_(-1, 1)  # bicubic overshoots at edges
+
+
+def _expect(pixels: Tensor, size: tuple[int, int]) -> None:
+    if tuple(pixels.shape[-2:]) != size:
+        raise ValueError(f"expected pixels of {size}, got {tuple(pixels.shape[-2:])}.")

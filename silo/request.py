@@ -1,0 +1,150 @@
+"""What is asked of a restoration: one frozen description, checked as a whole when it is made."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from torch import Tensor
+
+from operators.catalog import TASKS
+from operators.pixel import KINDS
+from silo.errors import BadMask, BadRequest
+from silo.masks import check_size
+from silo.samplers import SAMPLERS
+
+PRESETS: Mapping[str, int] = MappingProxyType({"quick": 50, "balanced": 200, "paper": 1000})
+MAX_STEPS = 1000
+MAX_SAMPLES = 16
+MAX_SEED = 2**32 - 1
+MAX_GUIDANCE_SCALE = 50.0
+# Noise carries a measurement past [-1, 1]; a picture in 0..255 lies far beyond.
+_MAX_MAGNITUDE = 4.0
+
+
+@dataclass(frozen=True, eq=False)
+class RestorationRequest:
+    """One picture to restore, and how.
+
+    Attributes:
+        task: what degraded it; a key of `operators.catalog.TASKS`.
+        image: (1, 3, H, W) in [-1, 1]: the degraded picture, or the clean one with `simulate`.
+        simulate: degrade `image` first, then restore it.
+        mask: (1, 1, H, W), 1 = known, 0 = hole, with some of both; for the tasks with holes. With
+            `simulate` it may be left out, and one of the task's kind is drawn.
+        prompt: what the picture shows; "" for nothing.
+        negative_prompt: what it should not show; only with a guidance scale above 1.
+        guidance_scale: of the prompt (classifier-free guidance), from 1, which is none.
+        sampler: a key of `silo.samplers.SAMPLERS`.
+        preset: a key of `PRESETS`, which gives the number of steps.
+        steps: denoising steps, 1 to 1000, in place of the preset's.
+        eta: consistency scale, 0 or more, in place of the task's.
+        noise_sigma: std of the measurement's noise in [0, 1] units, in place of the task's.
+        clamp: bound on each element of the guidance gradient; None for none.
+        samples: how many restorations of the picture; sample i is seeded with seed + i.
+        seed: 0 to 2^32 - 1, the source of all random numbers.
+
+    Raises:
+        BadRequest: a value is out of range, or does not fit the others.
+        BadMask: the mask is missing, of another size, or without a hole or anything known.
+    """
+
+    task: str
+    image: Tensor
+    simulate: bool = False
+    mask: Tensor | None = None
+    prompt: str = ""
+    negative_prompt: str = ""
+    guidance_scale: float = 1.0
+    sampler: str = "silo"
+    preset: str = "balanced"
+    steps: int | None = None
+    eta: float | None = None
+    noise_sigma: float | None = None
+    clamp: float | None = None
+    samples: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks every value."""
+        _check_choice("task", self.task, TASKS)
+        _check_choice("sampler", self.sampler, SAMPLERS)
+        _check_choice("preset", self.preset, PRESETS)
+        self._check_image()
+        self._check_mask()
+        _check_number("guidance_scale", self.guidance_scale, 1, MAX_GUIDANCE_SCALE)
+        if self.negative_prompt and self.guidance_scale == 1:
+            raise BadRequest(
+                "a negative prompt acts only through guidance: set guidance_scale above 1, or "
+                "leave the negative prompt out."
+            )
+        if self.steps is not None:
+            _check_integer("steps", self.steps, 1, MAX_STEPS)
+        if self.eta is not None:
+            _check_number("eta", self.eta, 0, 1000)
+        if self.noise_sigma is not None:
+            _check_number("noise_sigma", self.noise_sigma, 0, 1)
+        if self.clamp is not None:
+            _check_number("clamp", self.clamp, 1e-6, 1000)
+        _check_integer("samples", self.samples, 1, MAX_SAMPLES)
+        _check_integer("seed", self.seed, 0, MAX_SEED)
+
+    @property
+    def effective_steps(self) -> int:
+        """`steps`, or else the preset's."""
+        return PRESETS[self.preset] if self.steps is None else self.steps
+
+    @property
+    def effective_noise_sigma(self) -> float:
+        """`noise_sigma`, or else the task's."""
+        own = TASKS[self.task].degradation.noise_sigma
+        return own if self.noise_sigma is None else self.noise_sigma
+
+    def _check_image(self) -> None:
+        shape = tuple(self.image.shape)
+        if len(shape) != 4 or shape[:2] != (1, 3) or 0 in shape:
+            raise BadRequest(f"the image must have the shape (1, 3, H, W), not {shape}.")
+        if not self.image.is_floating_point():
+            raise BadRequest(
+                f"the image must be floating-point in [-1, 1], not {self.image.dtype}."
+            )
+        if not self.image.isfinite().all():
+            raise BadRequest("the image holds values that are not finite numbers: load it again.")
+        magnitude = self.image.abs().max().item()
+        if magnitude > _MAX_MAGNITUDE:
+            raise BadRequest(f"the image reaches {magnitude:g}: scale its values to [-1, 1].")
+
+    def _check_mask(self) -> None:
+        takes_mask = KINDS[TASKS[self.task].degradation.kind].needs_mask
+        if self.mask is None:
+            if takes_mask and not self.simulate:
+                raise BadMask(f"{self.task} needs a mask: mark in white what is to be filled in.")
+            return
+        if not takes_mask:
+            raise BadMask(f"{self.task} takes no mask: leave it out, or choose an inpainting task.")
+        shape = tuple(self.mask.shape)
+        if len(shape) != 4 or shape[:2] != (1, 1):
+            raise BadMask(f"the mask must have the shape (1, 1, H, W), not {shape}.")
+        check_size(self.mask, self.image)
+        known = self.mask == 1
+        if not (known | (self.mask == 0)).all():
+            raise BadMask("the mask must hold nothing but 1 (known) and 0 (hole).")
+        if known.all():
+            raise BadMask("the mask marks nothing: mark in white what is to be filled in.")
+        if not known.any():
+            raise BadMask("the mask marks the whole picture: leave some of it to restore from.")
+
+
+def _check_choice(name: str, value: str, choices: Mapping[str, object]) -> None:
+    if value not in choices:
+        raise BadRequest(f"there is no {name} {value!r}: choose one of {', '.join(choices)}.")
+
+
+def _check_number(name: str, value: float, low: float, high: float) -> None:
+    valid = isinstance(value, int | float) and not isinstance(value, bool)
+    if not valid or not low <= value <= high:  # which is false for nan
+        raise BadRequest(f"{name} must be a number from {low:g} to {high:g}, not {value!r}.")
+
+
+def _check_integer(name: str, value: int, low: int, high: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise BadRequest(f"{name} must be an integer from {low} to {high}, not {value!r}.")

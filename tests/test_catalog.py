@@ -1,0 +1,55 @@
+from pathlib import Path
+
+import pytest
+
+from operators.catalog import SD_PRIOR, TASKS, find_operator, get_task, shelf
+from operators.convolutional import CompactCNN
+from operators.errors import OperatorError, OperatorFileError, OperatorNotFound
+
+
+def _put(folder: Path, name: str, **metadata: str) -> None:
+    operator = CompactCNN(width=8, blocks=1, groups=4)
+    operator.metadata = dict(metadata)
+    operator.save_pretrained(folder / name)
+
+
+def test_the_ten_tasks_have_the_papers_degradations() -> None:
+    assert len(TASKS) == 10
+    assert get_task("gaussian_blur").degradation.parameters == {"kernel_size": 61, "std": 3.0}
+    assert get_task("super_resolution_x8").degradation.operator().downscale == 8
+    assert get_task("jpeg_q10").degradation.parameters == {"quality": 10}
+    assert get_task("inpainting_box").degradation.parameters == {"fraction": 0.5}
+    paper = ("gaussian_blur", "super_resolution_x4", "super_resolution_x8", "jpeg_q10")
+    assert {(get_task(t).eta, get_task(t).degradation.noise_sigma) for t in paper} == {(0.5, 0.01)}
+    assert get_task("inpainting_box").eta == 1.0
+    with pytest.raises(OperatorError, match="gaussian_blur"):
+        get_task("blur")
+
+
+def test_eta_is_the_papers_at_its_steps_and_grows_with_fewer() -> None:
+    task = get_task("gaussian_blur")
+    assert task.eta_at(1000) == task.eta
+    etas = [task.eta_at(steps) for steps in (1000, 500, 100, 20)]
+    assert etas == sorted(etas)
+
+
+def test_the_operator_for_a_prior_is_found_by_what_it_was_trained_for(tmp_path: Path) -> None:
+    _put(tmp_path, "a", task="jpeg_q10", prior="tiny")
+    _put(tmp_path, "b", task="jpeg_q10", prior=SD_PRIOR)
+    _put(tmp_path, "c", task="denoising", prior="tiny")
+    assert [(e.task, e.prior) for e in shelf(tmp_path)] == [
+        ("jpeg_q10", "tiny"),
+        ("jpeg_q10", SD_PRIOR),
+        ("denoising", "tiny"),
+    ]
+    assert find_operator("jpeg_q10", "tiny", 8, tmp_path) == tmp_path / "a"
+    # Every prior of four latent channels shares Stable Diffusion's latent space.
+    assert find_operator("jpeg_q10", "rv51", 4, tmp_path) == tmp_path / "b"
+    with pytest.raises(OperatorNotFound, match="train-operator --task jpeg_q10"):
+        find_operator("jpeg_q10", "my-prior", 8, tmp_path)
+
+
+def test_an_operator_that_does_not_say_what_it_is_for_is_named(tmp_path: Path) -> None:
+    _put(tmp_path, "mute")
+    with pytest.raises(OperatorFileError, match="mute"):
+        shelf(tmp_path)

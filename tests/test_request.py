@@ -1,0 +1,142 @@
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from operators.catalog import TASKS
+from silo.errors import BadMask, BadRequest, SiloError
+from silo.request import PRESETS, RestorationRequest
+from silo.samplers import SAMPLERS
+
+IMAGE = torch.zeros(1, 3, 8, 10)
+HOLE = torch.ones(1, 1, 8, 10)
+HOLE[..., 2:4, 3:5] = 0
+
+
+def make(**changes: Any) -> RestorationRequest:
+    return RestorationRequest(**{"task": "denoising", "image": IMAGE, **changes})
+
+
+def test_every_task_sampler_and_preset_is_accepted():
+    for task in TASKS:
+        assert make(task=task, simulate=True).task == task
+    for sampler in SAMPLERS:
+        make(sampler=sampler)
+    for preset in PRESETS:
+        make(preset=preset)
+
+
+def test_it_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        make().seed = 3  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_presets_go_from_quick_to_the_papers_and_steps_override_them():
+    assert list(PRESETS) == ["quick", "balanced", "paper"]
+    assert sorted(PRESETS.values()) == list(PRESETS.values())
+    assert make(preset="paper").effective_steps == 1000
+    assert make(preset="paper", steps=7).effective_steps == 7
+
+
+def test_the_noise_level_is_the_tasks_unless_given():
+    assert make().effective_noise_sigma == TASKS["denoising"].degradation.noise_sigma
+    assert make(noise_sigma=0.0).effective_noise_sigma == 0.0
+
+
+@pytest.mark.parametrize("name", ["task", "sampler", "preset"])
+def test_an_unknown_name_is_answered_with_the_known_ones(name: str):
+    with pytest.raises(
+        BadRequest, match=f"there is no {name} 'nonsense': choose one of ."
+    ) as caught:
+        make(**{name: "nonsense"})
+    known = {"task": TASKS, "sampler": SAMPLERS, "preset": PRESETS}[name]
+    assert all(choice in str(caught.value) for choice in known)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("steps", [0, 1001, -5, 2.5, True, "9"]),
+        ("eta", [-0.1, math.nan, math.inf, True, "1"]),
+        ("noise_sigma", [-0.01, 1.5, math.nan]),
+        ("clamp", [0.0, -1.0, math.nan]),
+        ("guidance_scale", [0.0, 0.99, 51.0, math.nan]),
+        ("samples", [0, 17, 1.0]),
+        ("seed", [-1, 2**32, 0.5]),
+    ],
+)
+def test_a_number_out_of_range_is_named(name: str, values: list[Any]):
+    for value in values:
+        with pytest.raises(BadRequest, match=rf"^{name} must be .* from .* to .*, not "):
+            make(**{name: value})
+
+
+def test_the_ends_of_the_ranges_are_in():
+    make(steps=1, eta=0, noise_sigma=0, samples=1, seed=0, guidance_scale=1)
+    make(steps=1000, noise_sigma=1, samples=16, seed=2**32 - 1, guidance_scale=50)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (torch.zeros(3, 8, 8), "shape"),
+        (torch.zeros(2, 3, 8, 8), "shape"),
+        (torch.zeros(1, 4, 8, 8), "shape"),
+        (torch.zeros(1, 3, 0, 8), "shape"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "floating-point"),
+        (torch.full((1, 3, 8, 8), math.nan), "finite"),
+        (torch.full((1, 3, 8, 8), 255.0), "255.*scale"),
+    ],
+)
+def test_an_image_that_is_none_is_refused(image: torch.Tensor, message: str):
+    with pytest.raises(BadRequest, match=message):
+        make(image=image)
+
+
+def test_a_noisy_measurement_may_leave_the_range_of_pictures():
+    make(image=torch.full((1, 3, 8, 8), 1.3))
+
+
+def test_a_negative_prompt_needs_guidance():
+    with pytest.raises(BadRequest, match="guidance_scale above 1"):
+        make(negative_prompt="blurry")
+    make(negative_prompt="blurry", guidance_scale=4.0)
+
+
+def test_inpainting_needs_a_mask_unless_simulated():
+    with pytest.raises(BadMask, match="inpainting_free needs a mask"):
+        make(task="inpainting_free")
+    make(task="inpainting_free", mask=HOLE)
+    make(task="inpainting_free", simulate=True)
+    make(task="inpainting_free", simulate=True, mask=HOLE)
+
+
+def test_a_task_without_holes_takes_no_mask():
+    with pytest.raises(BadMask, match="denoising takes no mask"):
+        make(mask=HOLE)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (torch.ones(1, 1, 10, 8), "8 x 10 pixels and the picture 10 x 8"),
+        (torch.ones(1, 3, 8, 10), "shape"),
+        (torch.ones(8, 10), "shape"),
+        (torch.full((1, 1, 8, 10), 0.5), "nothing but 1"),
+        (torch.full((1, 1, 8, 10), math.nan), "nothing but 1"),
+        (torch.ones(1, 1, 8, 10), "marks nothing"),
+        (torch.zeros(1, 1, 8, 10), "whole picture"),
+    ],
+)
+def test_a_mask_that_makes_no_sense_is_refused(mask: torch.Tensor, message: str):
+    with pytest.raises(BadMask, match=message):
+        make(task="inpainting_free", mask=mask)
+
+
+def test_every_refusal_is_one_line():
+    for changes in ({"task": "a\nb"}, {"seed": -1}, {"image": IMAGE + 300}):
+        with pytest.raises(SiloError) as caught:
+            make(**changes)
+        assert "\n" not in str(caught.value)

@@ -1,0 +1,346 @@
+"""LatentPrior: a latent diffusion model behind the few calls that a sampler makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from torch import Tensor, nn
+
+from silo.errors import BadRequest, HubUnavailable, PriorFileError
+from silo.prior_files import EMBEDDED_NAME, Components, load_components, locate
+
+SIGMA_EMBEDDING_RANGE = (
+    0.1  # noise std, in [-1, 1] units, that is embedded as the last timestep, 999
+)
+
+
+@dataclass(frozen=True)
+class PromptEmbedding:
+    """A text condition with its classifier-free guidance.
+
+    Attributes:
+        cond: (1, L, D) the prompt.
+        uncond: (1, L, D) the negative prompt, or None without guidance.
+        guidance_scale: s in uncond + s (cond - uncond).
+        truncated: whether the prompt or the negative prompt was longer than the text encoder reads.
+    """
+
+    cond: Tensor
+    uncond: Tensor | None
+    guidance_scale: float
+    truncated: bool = False
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One denoiser evaluation.
+
+    Attributes:
+        output: (B, C, h, w) the network's output, guidance applied: epsilon or v, as the prior's
+            `prediction_type` says.
+        features: what each residual block of the decoder adds to its shortcut, coarse to fine,
+            of the prompt's half under guidance; None unless asked for.
+        time_embedding: (B, E) the denoiser's embedding of the timestep.
+    """
+
+    output: Tensor
+    features: list[Tensor] | None
+    time_embedding: Tensor
+
+
+class LatentPrior:
+    """A frozen Stable Diffusion model in evaluation mode.
+
+    All tensors going in and out are float32, whatever the networks run in. Calls are differentiable
+    in their inputs. Hooks, counters and notices make a prior serve one restoration at a time.
+
+    Attributes:
+        name: what it was loaded by.
+        revision: the Hub commit, or None for a folder.
+        device: where it computes.
+        dtype: what its networks run in, `notices` aside.
+        latent_channels: C of a latent.
+        scale_factor: pixels per latent element along a side.
+        native_size: side of the pictures it was trained on, in pixels.
+        size_multiple: sides of pictures must be multiples of this many pixels.
+        alphas_cumprod: (T,) abar of the training schedule, float64 on the CPU.
+        prediction_type: "epsilon" or "v_prediction".
+        feature_channels: channels of each tensor of `Prediction.features`.
+        embedding_dim: E of the time and sigma embeddings.
+        encodes: calls of `encode` so far.
+        decodes: calls of `decode` so far.
+        nfe: calls of `predict` so far; guidance batches its two halves in one.
+        notices: sentences for the user about what happened to the networks on the way.
+    """
+
+    def __init__(
+        self,
+        components: Components,
+        *,
+        name: str,
+        revision: str | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Freezes the components themselves and moves them to the device, in the dtype they have.
+
+        Raises:
+            PriorFileError: the scheduler's configuration describes no known noise schedule.
+        """
+        self.name = name
+        self.revision = revision
+        self.device = torch.device(device)
+        self.dtype: torch.dtype = components.unet.dtype
+        # CPUs and tensor cores convolve faster with channels last; Apple's GPUs do not.
+        mps = self.device.type == "mps"
+        self._layout = torch.contiguous_format if mps else torch.channels_last
+        self._vae, self._unet = components.vae, components.unet
+        self._text_encoder, self._tokenizer = components.text_encoder, components.tokenizer
+        for network in (self._vae, self._unet, self._text_encoder):
+            network.to(device=self.device, memory_format=self._layout)
+            network.requires_grad_(False).eval()
+
+        unet, vae = self._unet.config, self._vae.config
+        self.latent_channels: int = vae.latent_channels
+        self.scale_factor: int = 2 ** (len(vae.block_out_channels) - 1)
+        self.native_size: int = unet.sample_size * self.scale_factor
+        self.size_multiple: int = self.scale_factor * 2 ** (len(unet.block_out_channels) - 1)
+        self.alphas_cumprod = alphas_cumprod(components.scheduler_config)
+        self.prediction_type: str = components.scheduler_config.get("prediction_type", "epsilon")
+        self.feature_channels = feature_channels(self._unet)
+        self.embedding_dim: int = self._unet.time_embedding.linear_2.out_features
+        self.encodes = self.decodes = self.nfe = 0
+        self.notices: list[str] = []
+
+    @classmethod
+    def load(
+        cls,
+        name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> LatentPrior:
+        """Loads a prior by name.
+
+        Args:
+            name_or_path: "tiny" (embedded), "sd15", "rv51", a folder in diffusers' layout, or a Hub
+                id. The Hub's may end in "@" and a revision: "sd15@<40-digit commit>" pins the files
+                for good. Without one the branch "main" is taken, as it stands at the time; the
+                attribute `revision` records the commit that it stood for.
+            revision: the same as an argument.
+            device: where to compute.
+            dtype: what the networks run in.
+
+        Raises:
+            UnknownPrior: the name stands for nothing.
+            PriorFileError: the files are incomplete, damaged or another kind of model's.
+            HubUnavailable: the Hub cannot be reached and the local cache does not hold the prior.
+        """
+        name = str(name_or_path)
+        folder, commit = locate(name, revision, dtype)
+        return cls(load_components(folder, dtype), name=name, revision=commit, device=device)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Latents z = E(x) * scaling_factor, the mode of the posterior.
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1].
+
+        Returns:
+            (B, C, H / scale_factor, W / scale_factor).
+        """
+        self.encodes += 1
+        scale = self._vae.config.scaling_factor
+
+        def run(images: Tensor) -> tuple[Tensor]:
+            encoded = self._vae.encode(self._cast(images, self._vae))
+            if isinstance(self._vae, AutoencoderTiny):
+                return (encoded.latents.float() * scale,)
+            return (encoded.latent_dist.mode().float() * scale,)
+
+        return self._finite(self._vae, "the encoder", run, images)[0]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures x = D(z / scaling_factor), clamped.
+
+        Args:
+            latents: (B, C, h, w).
+
+        Returns:
+            (B, 3, h * scale_factor, w * scale_factor) in [-1, 1].
+
+        Raises:
+            BadRequest: the latents are not finite numbers.
+        """
+        self.decodes += 1
+        scale = self._vae.config.scaling_factor
+
+        def run(latents: Tensor) -> tuple[Tensor]:
+            return (self._vae.decode(self._cast(latents / scale, self._vae)).sample.float(),)
+
+        (images,) = self._finite(self._vae, "the decoder", run, latents)
+        if not torch.isfinite(images).all():
+            raise BadRequest("the sampler diverged: use a smaller eta, or more steps.")
+        return images.clamp(-1, 1)
+
+    def embed(
+        self, prompt: str, negative_prompt: str = "", guidance_scale: float = 1.0
+    ) -> PromptEmbedding:
+        """Embeds a prompt; at guidance_scale 1 there is no guidance, nor a negative prompt."""
+        cond, truncated = self._embed(prompt)
+        if guidance_scale == 1.0:
+            return PromptEmbedding(cond, None, guidance_scale, truncated)
+        uncond, negative_truncated = self._embed(negative_prompt)
+        return PromptEmbedding(cond, uncond, guidance_scale, truncated or negative_truncated)
+
+    def predict(
+        self, latents: Tensor, t: int, prompt: PromptEmbedding, *, features: bool = False
+    ) -> Prediction:
+        """Evaluates the denoiser once, with both halves of classifier-free guidance in one batch.
+
+        Args:
+            latents: (B, C, h, w) noisy latents z_t.
+            t: the timestep, from 0 to T - 1.
+            prompt: the text condition, from `embed`.
+            features: whether to return the decoder's features too, for the readout operator.
+        """
+        self.nfe += 1
+        batch = len(latents)
+        halves = [prompt.cond] if prompt.uncond is None else [prompt.uncond, prompt.cond]
+        text = torch.cat([half.expand(batch, -1, -1) for half in halves])
+        times = torch.full((len(text),), t, dtype=torch.long, device=self.device)
+
+        def run(latents: Tensor) -> tuple[Tensor, ...]:
+            noisy = self._cast(torch.cat([latents] * len(halves)), self._unet)
+            with _captured(self._unet, features) as captured:
+                output = self._unet(
+                    noisy, times, encoder_hidden_states=text.to(self._unet.dtype)
+                ).sample
+            return output.float(), *(feature[-batch:].float() for feature in captured)
+
+        output, *captured = self._finite(self._unet, "the denoiser", run, latents)
+        if prompt.uncond is not None:
+            negative, positive = output.chunk(2)
+            output = negative + prompt.guidance_scale * (positive - negative)
+        return Prediction(
+            output, captured if features else None, self.time_embedding(times[:batch])
+        )
+
+    def time_embedding(self, t: Tensor) -> Tensor:
+        """The denoiser's own embedding (B, E) of timesteps (B,), whole numbers or not."""
+        projected = self._unet.time_proj(t.to(self.device)).to(self._unet.dtype)
+        return self._unet.time_embedding(projected).float()
+
+    def sigma_embedding(self, noise_sigma: Tensor) -> Tensor:
+        """Embeds noise levels (B,) in [0, 1] units as timesteps, for the operators: (B, E).
+
+        Noise of std s = 2 * noise_sigma in [-1, 1] images becomes the timestep 999 s / 0.1.
+        """
+        return self.time_embedding(2 * noise_sigma / SIGMA_EMBEDDING_RANGE * 999)
+
+    def _embed(self, text: str) -> tuple[Tensor, bool]:
+        """The text encoder's last hidden states (1, L, D), and whether L tokens were too few."""
+        positions = self._text_encoder.config.max_position_embeddings
+        length = min(self._tokenizer.model_max_length, positions)
+        rows = self._tokenizer(
+            text,
+            padding="max_length",
+            max_length=length,
+            truncation=True,
+            return_overflowing_tokens=True,
+        )["input_ids"]
+        tokens = torch.tensor(rows[:1], device=self.device)
+
+        def run(tokens: Tensor) -> tuple[Tensor]:
+            return (self._text_encoder(tokens).last_hidden_state.float(),)
+
+        (hidden,) = self._finite(self._text_encoder, "the text encoder", run, tokens)
+        return hidden, len(rows) > 1
+
+    def _cast(self, tensor: Tensor, network: Any) -> Tensor:
+        return tensor.to(self.device, network.dtype).contiguous(memory_format=self._layout)
+
+    def _finite(
+        self,
+        network: Any,
+        title: str,
+        run: Callable[[Tensor], tuple[Tensor, ...]],
+        inputs: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Returns run(inputs); if half precision overflows, makes the network float32 for good."""
+        outputs = run(inputs)
+        if network.dtype == torch.float32 or torch.isfinite(outputs[0]).all():
+            return outputs
+        if not torch.isfinite(inputs).all():  # no precision helps
+            return outputs
+        self.notices.append(
+            f"{title} overflowed in {self.dtype}; it now runs in float32, which is slower."
+        )
+        network.float()
+        return run(inputs)
+
+
+def load_or_embedded(
+    name_or_path: str | Path,
+    *,
+    revision: str | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> tuple[LatentPrior, str | None]:
+    """As `LatentPrior.load`; when the Hub is unavailable, the embedded prior and a notice of it."""
+    try:
+        return LatentPrior.load(name_or_path, revision=revision, device=device, dtype=dtype), None
+    except HubUnavailable as error:
+        prior = LatentPrior.load(EMBEDDED_NAME, device=device, dtype=dtype)
+        return prior, f"Using the small embedded prior instead of {name_or_path}: {error}"
+
+
+def alphas_cumprod(scheduler_config: Any) -> Tensor:
+    """The schedule abar (T,), float64, of a scheduler's configuration in diffusers' format.
+
+    Raises:
+        PriorFileError: the noise schedule is unknown or incomplete.
+    """
+    try:
+        scheduler: Any = DDPMScheduler.from_config(dict(scheduler_config))
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise PriorFileError(
+            f"scheduler_config.json holds no noise schedule ({error}): use Stable Diffusion's."
+        ) from error
+    return (1 - scheduler.betas.double()).cumprod(0)
+
+
+def decoder_resnets(unet: UNet2DConditionModel) -> list[nn.Module]:
+    """The residual blocks of the denoiser's decoder, coarse to fine; 12 in SD 1.x."""
+    blocks: Any = unet.up_blocks
+    return [resnet for block in blocks for resnet in block.resnets]
+
+
+def feature_channels(unet: UNet2DConditionModel) -> list[int]:
+    """Channels of each decoder feature: 1280 x 6, 640 x 3, 320 x 3 in SD 1.x."""
+    blocks: list[Any] = decoder_resnets(unet)
+    return [resnet.conv2.out_channels for resnet in blocks]
+
+
+@contextmanager
+def _captured(unet: UNet2DConditionModel, wanted: bool) -> Iterator[list[Tensor]]:
+    """Collects what the decoder's residual blocks add to their shortcuts: the output of conv2."""
+    features: list[Tensor] = []
+    resnets: list[Any] = decoder_resnets(unet) if wanted else []
+    handles = [
+        resnet.conv2.register_forward_hook(lambda module, args, output: features.append(output))
+        for resnet in resnets
+    ]
+    try:
+        yield features
+    finally:
+        for handle in handles:
+            handle.remove()

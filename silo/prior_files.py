@@ -1,0 +1,307 @@
+"""Finds the files of a prior by its name, checks them, and loads the components."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError, safe_open
+from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
+
+from silo import hub
+from silo.errors import HubUnavailable, PriorFileError, UnknownPrior
+
+
+@dataclass(frozen=True)
+class HubPrior:
+    """Where a named prior lives on the Hub; a branch is resolved to its commit at load."""
+
+    repo_id: str
+    revision: str
+
+
+HUB_PRIORS = {
+    "sd15": HubPrior("stable-diffusion-v1-5/stable-diffusion-v1-5", "main"),
+    "rv51": HubPrior("stablediffusionapi/realistic-vision-v51", "main"),
+}
+EMBEDDED_NAME = "tiny"
+EMBEDDED_FOLDER = Path(__file__).with_name("embedded")
+
+# The stem of each network's weights file, by its folder. Safety checker and the like are not read.
+WEIGHTS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+}
+CLASSES: dict[str, dict[str, type]] = {
+    "unet": {"UNet2DConditionModel": UNet2DConditionModel},
+    "vae": {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny},
+    "text_encoder": {"CLIPTextModel": CLIPTextModel},
+}
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+USE_STABLE_DIFFUSION = "use a text-to-image Stable Diffusion 1.x or 2.x model."
+
+
+@dataclass(frozen=True)
+class Components:
+    """The parts of a latent diffusion model.
+
+    Attributes:
+        vae: diffusers' AutoencoderKL or AutoencoderTiny.
+        unet: diffusers' UNet2DConditionModel.
+        text_encoder: transformers' CLIPTextModel.
+        tokenizer: transformers' CLIPTokenizer.
+        scheduler_config: the configuration of any of diffusers' schedulers.
+    """
+
+    vae: Any  # these four: the libraries' own annotations describe neither configs nor outputs
+    unet: Any
+    text_encoder: Any
+    tokenizer: Any
+    scheduler_config: Mapping[str, Any]
+
+
+def locate(name: str, revision: str | None, dtype: torch.dtype) -> tuple[Path, str | None]:
+    """The folder that a prior's name stands for, and its Hub commit, None where it has none.
+
+    Args:
+        name: "tiny", "sd15", "rv51", a folder or a Hub id; the Hub's may end in "@" and a revision.
+        revision: the same revision as an argument.
+        dtype: half precision takes the fp16 files where the repository has them, half the download.
+
+    Raises:
+        UnknownPrior: the name is none of these, or the Hub does not have it.
+        HubUnavailable: the Hub cannot be reached and the local cache does not hold the prior.
+    """
+    if name == EMBEDDED_NAME or (name not in HUB_PRIORS and Path(name).is_dir()):
+        if revision:
+            raise UnknownPrior(f"prior {name!r} is a folder and has no revisions: leave it out.")
+        return (EMBEDDED_FOLDER if name == EMBEDDED_NAME else Path(name)), None
+    base, _, pinned = name.partition("@")
+    if pinned and revision:
+        raise UnknownPrior(f"prior {name!r} is asked for at revision {revision!r} too: name one.")
+    source = HUB_PRIORS.get(base)
+    if source is None:
+        _check_hub_id(name, base)
+        source = HubPrior(base, "main")
+    return _download(source.repo_id, pinned or revision or source.revision, dtype)
+
+
+def load_components(folder: Path, dtype: torch.dtype) -> Components:
+    """Loads every part of a prior from a folder in diffusers' StableDiffusionPipeline layout.
+
+    Only safetensors are read. Nothing is downloaded.
+
+    Raises:
+        PriorFileError: a part is missing, damaged, not finite, or not Stable Diffusion's.
+    """
+    missing = [
+        part for part in (*WEIGHTS, "tokenizer", "scheduler") if not (folder / part).is_dir()
+    ]
+    if missing:
+        raise PriorFileError(
+            f"{folder} lacks {', '.join(missing)}: a prior is a folder in diffusers' layout, as by "
+            "StableDiffusionPipeline.from_single_file(CHECKPOINT).save_pretrained(FOLDER)."
+        )
+    configs = {part: _read_json(folder / part / "config.json") for part in WEIGHTS}
+    scheduler_config = _read_json(folder / "scheduler" / "scheduler_config.json")
+    classes = {part: _class_of(folder, part, config) for part, config in configs.items()}
+    _check_format(folder, configs, scheduler_config)
+    networks = {part: _load_network(folder, part, classes[part], dtype) for part in WEIGHTS}
+    tokenizer = _load_tokenizer(folder / "tokenizer")
+    if len(tokenizer) > networks["text_encoder"].config.vocab_size:
+        raise PriorFileError(
+            f"{folder}: the tokenizer has more tokens than the text encoder: use one model's."
+        )
+    return Components(**networks, tokenizer=tokenizer, scheduler_config=scheduler_config)
+
+
+def _check_hub_id(name: str, repo_id: str) -> None:
+    known = ", ".join([EMBEDDED_NAME, *HUB_PRIORS])
+    advice = (
+        f"give one of {known}, a folder in diffusers' layout, or a Hub id owner/name[@revision]."
+    )
+    if Path(name).exists():
+        raise UnknownPrior(f"prior {name!r} is a file: {advice}")
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise UnknownPrior(f"no prior {name!r}: {advice}") from error
+    if "/" not in repo_id:
+        raise UnknownPrior(f"no prior {name!r}: {advice}")
+
+
+def _download(repo_id: str, revision: str, dtype: torch.dtype) -> tuple[Path, str]:
+    """The snapshot of the files a prior needs, in the preferred precision if there, and commit."""
+    found = None
+    for variant in _variants(dtype):
+        patterns = ["scheduler/scheduler_config.json", "tokenizer/*.json", "tokenizer/*.txt"]
+        for part, stem in WEIGHTS.items():
+            patterns += [f"{part}/config.json", f"{part}/{stem}{variant}.safetensors"]
+        try:
+            found = hub.snapshot(repo_id, revision, patterns)
+        except HubUnavailable:
+            if hub.reachable():
+                raise
+            continue  # the cache may hold the other precision
+        except GatedRepoError as error:
+            raise UnknownPrior(
+                f"{repo_id} asks for consent: give it on its page, then run `hf auth login`."
+            ) from error
+        except RepositoryNotFoundError as error:
+            raise UnknownPrior(
+                f"the Hub has no model {repo_id}: check the id; if private, run `hf auth login`."
+            ) from error
+        except RevisionNotFoundError as error:
+            raise UnknownPrior(
+                f"{repo_id} has no revision {revision!r}: give a branch, a tag or a commit."
+            ) from error
+        folder, revision = found  # the same commit for the other precision
+        if all(_variant(folder, part, dtype) is not None for part in WEIGHTS):
+            return found
+    if found is None or not hub.reachable():
+        raise hub.unavailable(repo_id, revision)
+    return found  # `load_components` says what the repository lacks
+
+
+def _variants(dtype: torch.dtype) -> tuple[str, str]:
+    """The endings of weights files, the preferred first."""
+    return ("", ".fp16") if dtype == torch.float32 else (".fp16", "")
+
+
+def _variant(folder: Path, part: str, dtype: torch.dtype) -> str | None:
+    """The ending of the weights file to load, or None where there is none."""
+    for variant in _variants(dtype):
+        if (folder / part / f"{WEIGHTS[part]}{variant}.safetensors").is_file():
+            return variant
+    return None
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PriorFileError(
+            f"{file} is missing or no JSON: fetch or save the prior again."
+        ) from error
+    if not isinstance(content, dict):
+        raise PriorFileError(f"{file} holds no settings: fetch or save the prior again.")
+    return content
+
+
+def _class_of(folder: Path, part: str, config: Mapping[str, Any]) -> type:
+    """A part's class, `_class_name` in diffusers' configs and `architectures` in transformers'."""
+    declared = config.get("_class_name") or (config.get("architectures") or [None])[0]
+    known = CLASSES[part]
+    if declared not in known:
+        raise PriorFileError(
+            f"{folder}: {part} is {declared}, not {' or '.join(known)}: {USE_STABLE_DIFFUSION}"
+        )
+    return known[declared]
+
+
+def _check_format(
+    folder: Path, configs: Mapping[str, Mapping[str, Any]], scheduler_config: Mapping[str, Any]
+) -> None:
+    """Refuses other models than text-to-image Stable Diffusion, before any weights are read."""
+    unet, channels = configs["unet"], configs["vae"].get("latent_channels", 4)
+    width = configs["text_encoder"].get("hidden_size", 512)
+    extra = ("class_embed_type", "addition_embed_type", "encoder_hid_dim_type", "num_class_embeds")
+    problem = None
+    if unet.get("in_channels", 4) != channels or unet.get("out_channels", 4) != channels:
+        problem = f"the denoiser's channels are not the autoencoder's {channels}"
+    elif unet.get("cross_attention_dim", 1280) != width:
+        problem = f"the denoiser does not read the text encoder's {width} dimensions"
+    elif given := [key for key in extra if unet.get(key) is not None]:
+        problem = f"the denoiser wants more than a text ({given[0]})"
+    elif not isinstance(unet.get("sample_size"), int):
+        problem = "unet/config.json names no sample_size"
+    elif scheduler_config.get("prediction_type", "epsilon") not in PREDICTION_TYPES:
+        problem = f"it predicts {scheduler_config['prediction_type']!r}"
+    if problem is not None:
+        raise PriorFileError(f"{folder}: {problem}: {USE_STABLE_DIFFUSION}")
+
+
+def _load_network(folder: Path, part: str, network: Any, dtype: torch.dtype) -> Any:
+    """One network from safetensors, strictly: every weight is there, in shape and finite."""
+    variant = _variant(folder, part, dtype)
+    if variant is None:
+        pickles = sorted(f.name for f in (folder / part).iterdir() if f.suffix in PICKLES)
+        found = f" only {pickles[0]}, a pickle, which is never loaded" if pickles else " none"
+        raise PriorFileError(
+            f"{folder / part} holds no safetensors weights,{found}: save the model again with "
+            "diffusers' save_pretrained(FOLDER, safe_serialization=True)."
+        )
+    weights = folder / part / f"{WEIGHTS[part]}{variant}.safetensors"
+    try:
+        with safe_open(weights, framework="pt"):
+            pass  # opening checks the header against the file's length
+        with _quiet():
+            module, report = network.from_pretrained(
+                folder / part,
+                variant=variant.removeprefix(".") or None,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
+        cause = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise PriorFileError(
+            f"{weights} is damaged or not for its config.json ({cause}): fetch it again."
+        ) from error
+    if missing := sorted(report["missing_keys"]):
+        raise PriorFileError(
+            f"{weights} lacks {len(missing)} weights, among them {missing[0]}: fetch it again."
+        )
+    for name, weight in module.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise PriorFileError(
+                f"{weights} is not finite in {name}, as {dtype}: use float32, or another file."
+            )
+    return module
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps back the libraries' bars and warnings while they load: what matters is raised."""
+    level, bars = diffusers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    diffusers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _load_tokenizer(folder: Path) -> CLIPTokenizer:
+    """The tokenizer; checked first, for without files transformers makes one of three tokens."""
+    slow = ("vocab.json", "merges.txt")
+    if not (folder / "tokenizer.json").is_file() and not all((folder / f).is_file() for f in slow):
+        raise PriorFileError(
+            f"{folder} lacks tokenizer.json, or {' and '.join(slow)}: fetch the prior again."
+        )
+    try:
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise PriorFileError(f"{folder} holds no CLIP tokenizer: fetch the prior again.") from error

@@ -1,0 +1,236 @@
+"""`python -m silo restore`: pictures or a folder of them in, restored PNG files out."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from operators.catalog import TASKS
+from silo.allocation import keep_freed_memory
+from silo.decoding import SUFFIXES
+from silo.devices import DTYPES, peak_memory, pick_device, pick_dtype
+from silo.errors import BadImage, BadMask, BadRequest, CannotSave, OutOfMemory
+from silo.images import load_image, read_parameters, save_png
+from silo.masks import load_mask
+from silo.metrics import scores
+from silo.prior import load_or_embedded
+from silo.request import PRESETS, RestorationRequest
+from silo.restorer import Progress, Restorer, Result
+from silo.samplers import SAMPLERS
+
+# What can be wrong with one picture of many; anything else is wrong with the call.
+PICTURE_ERRORS = (BadImage, BadMask, CannotSave, OutOfMemory)
+
+
+def main(argv: list[str]) -> int:
+    """Restore; returns 0, or 1 when some of several pictures failed."""
+    arguments = _parser().parse_args(argv)
+    pictures = find_pictures(arguments.inputs)
+    outputs = plan_outputs(arguments.inputs, pictures, arguments.out)
+    keep_freed_memory()
+    device = pick_device(arguments.device)
+    prior, notice = load_or_embedded(
+        arguments.prior, device=device, dtype=pick_dtype(device, arguments.dtype)
+    )
+    if notice is not None:
+        _say(notice)
+    restorer = Restorer(prior, operator=arguments.operator)
+    mask = None if arguments.mask is None else load_mask(arguments.mask)
+    failures = []
+    for index, (picture, output) in enumerate(zip(pictures, outputs, strict=True)):
+        try:
+            loaded = load_image(picture)
+            request = RestorationRequest(
+                task=arguments.task,
+                image=loaded.pixels,
+                simulate=arguments.simulate,
+                mask=mask,
+                prompt=arguments.prompt,
+                negative_prompt=arguments.negative_prompt,
+                guidance_scale=arguments.guidance_scale,
+                sampler=arguments.sampler,
+                preset=arguments.preset,
+                steps=arguments.steps,
+                eta=arguments.eta,
+                noise_sigma=arguments.noise_sigma,
+                clamp=arguments.clamp,
+                samples=arguments.samples,
+                seed=arguments.seed,
+            )
+            title = picture.name if len(pictures) == 1 else f"{index + 1}/{len(pictures)}"
+            _restore_one(restorer, request, picture, output, title, arguments.json)
+            for line in loaded.notices:
+                _say(line)
+        except PICTURE_ERRORS as error:
+            if len(pictures) == 1:
+                raise
+            failures.append(f"{picture}: {error}")
+    if failures:
+        _say(f"{len(failures)} of {len(pictures)} pictures failed:")
+        for failure in failures:
+            _say(f"  {failure}")
+    return 1 if failures else 0
+
+
+def find_pictures(inputs: Iterable[Path]) -> list[Path]:
+    """The files named, and the pictures directly in the folders named, in order of name.
+
+    Raises:
+        BadRequest: an input does not exist, or a folder holds no picture.
+    """
+    pictures = []
+    for path in inputs:
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+            if not inside:
+                raise BadRequest(f"The folder {path} holds no pictures ({', '.join(SUFFIXES)}).")
+            pictures += inside
+        elif path.exists():
+            pictures.append(path)
+        else:
+            raise BadRequest(f"There is no file or folder {path}; check its name.")
+    return pictures
+
+
+def plan_outputs(inputs: list[Path], pictures: list[Path], out: Path | None) -> list[Path]:
+    """Where each picture's restoration goes; makes no folder yet.
+
+    `out` is a file for one picture if it ends in .png, else a folder. Without it a picture's
+    restoration lies beside it, and a folder's in FOLDER_restored.
+
+    Raises:
+        BadRequest: two restorations, or a restoration and an input, would share a file.
+    """
+    if out is not None and out.suffix.lower() == ".png":
+        if len(pictures) > 1:
+            raise BadRequest(f"{out} is one file for {len(pictures)} pictures; name a folder.")
+        outputs = [out]
+    else:
+        folders = {path.resolve() for path in inputs if path.is_dir()}
+        outputs = []
+        for picture in pictures:
+            folder = picture.parent
+            if out is not None:
+                folder = out
+            elif folder.resolve() in folders:
+                folder = folder.resolve().with_name(folder.resolve().name + "_restored")
+            outputs.append(folder / f"{picture.stem}_restored.png")
+    taken = {picture.resolve() for picture in pictures}
+    for output in outputs:
+        if output.resolve() in taken:
+            raise BadRequest(f"{output} would be written twice; restore into another --out folder.")
+        taken.add(output.resolve())
+    return outputs
+
+
+def sample_paths(output: Path, samples: int) -> list[Path]:
+    """The files of the samples: `output` itself, or NAME_1.png, NAME_2.png, ... of several."""
+    if samples == 1:
+        return [output]
+    return [output.with_stem(f"{output.stem}_{index + 1}") for index in range(samples)]
+
+
+def _restore_one(
+    restorer: Restorer,
+    request: RestorationRequest,
+    picture: Path,
+    output: Path,
+    title: str,
+    as_json: bool,
+) -> None:
+    digest = hashlib.sha256(picture.read_bytes()).hexdigest()
+    record = {**restorer.parameters(request), "input": {"name": picture.name, "sha256": digest}}
+    paths = sample_paths(output, request.samples)
+    if all(_is_done(path, record) for path in paths):
+        _say(f"{output} is up to date: skipped.")
+        return
+    result = _run(restorer, request, title)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for path, image in zip(paths, result.images, strict=True):
+        save_png(path, image, record)
+    for line in result.notices:
+        _say(line)
+    if as_json:
+        print(json.dumps(_report(restorer, request, result, paths)), flush=True)
+    else:
+        print(*paths, sep="\n", flush=True)
+
+
+def _is_done(path: Path, record: dict[str, Any]) -> bool:
+    if not path.is_file():
+        return False
+    try:
+        return read_parameters(path) == json.loads(json.dumps(record))
+    except BadImage:  # a file of that name that is no picture is not a finished one
+        return False
+
+
+def _run(restorer: Restorer, request: RestorationRequest, title: str) -> Result:
+    with tqdm(total=request.effective_steps, desc=title, unit="step", leave=False) as bar:
+        for event in restorer.restore(request):
+            if isinstance(event, Progress):
+                bar.update()
+            else:
+                return event
+    raise BadRequest("the sampler ended without a result.")
+
+
+def _report(
+    restorer: Restorer, request: RestorationRequest, result: Result, paths: list[Path]
+) -> dict[str, Any]:
+    names = [str(path) for path in paths]
+    report = {
+        "output": names[0] if len(names) == 1 else names,
+        **{key: result.parameters[key] for key in ("task", "sampler", "steps")},
+        "nfe": result.nfe,
+        **{key: result.parameters[key] for key in ("eta", "seed")},
+        "seconds": round(result.seconds, 2),
+        "size": list(result.restored.shape[-2:]),
+        **{key: result.parameters[key] for key in ("prior", "operator")},
+        "memory": peak_memory(restorer.prior.device),
+    }
+    if request.simulate:
+        restoration, measurement = scores(result)
+        report |= {"restoration": asdict(restoration), "measurement": asdict(measurement)}
+    return report
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m silo restore", description=__doc__)
+    parser.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help="pictures or folders")
+    parser.add_argument("--task", required=True, help=", ".join(TASKS))
+    parser.add_argument("--out", type=Path, help="a .png file for one picture, else a folder")
+    parser.add_argument(
+        "--simulate", action="store_true", help="INPUT is clean: degrade, restore, compare"
+    )
+    parser.add_argument("--prior", default="tiny", help="tiny, sd15, rv51, a folder or a Hub id")
+    parser.add_argument("--operator", help="folder or Hub id, in place of the shelf's")
+    parser.add_argument("--sampler", default="silo", choices=tuple(SAMPLERS))
+    parser.add_argument("--preset", default="balanced", choices=tuple(PRESETS))
+    parser.add_argument("--steps", type=int, help="in place of the preset's")
+    parser.add_argument("--eta", type=float, help="consistency scale: higher keeps closer to INPUT")
+    parser.add_argument("--clamp", type=float, help="bound on the guidance gradient's elements")
+    parser.add_argument("--noise-sigma", type=float, help="of INPUT, for pictures in [0, 1]")
+    parser.add_argument("--mask", type=Path, help="picture of INPUT's size; white = fill in")
+    parser.add_argument("--prompt", default="", help="what the picture shows")
+    parser.add_argument("--negative-prompt", default="", help="what it does not show")
+    parser.add_argument("--guidance-scale", type=float, default=1.0, help="of the prompt; 1 = none")
+    parser.add_argument("--samples", type=int, default=1, help="restorations of each picture")
+    parser.add_argument("--seed", type=int, default=0, help="one seed, one picture")
+    parser.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
+    names = {str(dtype).removeprefix("torch.") for dtypes in DTYPES.values() for dtype in dtypes}
+    parser.add_argument("--dtype", default="auto", choices=("auto", *sorted(names)))
+    parser.add_argument("--json", action="store_true", help="one JSON object a picture on stdout")
+    return parser

@@ -1,0 +1,276 @@
+"""Restores one picture: measure or take the measurement, encode once, sample, decode once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from operators.catalog import SHELF, find_operator, get_task
+from operators.degradation import Degradation
+from operators.errors import OperatorError
+from operators.latent import LatentOperator
+from operators.pixel import measure
+from silo import masks
+from silo.devices import generators
+from silo.errors import BadRequest, OutOfMemory
+from silo.images import Fit, fit, to_pil
+from silo.prior import LatentPrior
+from silo.request import RestorationRequest
+from silo.samplers import SAMPLERS
+from silo.samplers.problem import Problem, Step
+from silo.schedule import spaced
+
+# The paper bounds the measurement latent (section 4.1): SD 1.5's latents stay within +-4.
+MEASUREMENT_LATENT_BOUND = 4.0
+# Pictures of up to twice the prior's side are worked on at their own size, larger ones scaled down:
+# beyond that a Stable Diffusion prior repeats its subjects, and memory grows with the area.
+LARGEST_SIDE_RATIO = 2
+# The measurement's noise and mask come from a stream of their own, far above the samples' seeds.
+_MEASUREMENT_STREAM = 1 << 40
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A measurement on the grid the prior works on.
+
+    Attributes:
+        degradation: how it came about, noise level included.
+        y: the measurement (1, 3, h, w) in [-1, 1], not clipped.
+        mask: (1, 1, H, W), 1 = known, for the tasks that have one.
+        clean: the clean picture (1, 3, H, W) when the damage is simulated.
+        fit: how the picture went on the grid, at the size of what is restored.
+    """
+
+    degradation: Degradation
+    y: Tensor
+    mask: Tensor | None
+    clean: Tensor | None
+    fit: Fit
+
+    @property
+    def full_size(self) -> Tensor:
+        """The measurement as large as the restoration, (1, 3, H, W)."""
+        return self.degradation.operator().to_full_size(self.y).clamp(-1, 1)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One sampling step done.
+
+    Attributes:
+        step: how many of `total` are done.
+        total: the number of steps.
+        seconds: time so far.
+        seconds_left: time left, by the steps so far.
+    """
+
+    step: int
+    total: int
+    seconds: float
+    seconds_left: float
+    _prior: LatentPrior = field(repr=False)
+    _estimate: Tensor = field(repr=False)
+    _fit: Fit = field(repr=False)
+
+    def preview(self) -> Image:
+        """The clean estimate of the first sample; costs one decoding, so ask now and then."""
+        decodes = self._prior.decodes
+        image = self._prior.decode(self._estimate)
+        self._prior.decodes = decodes  # the counter tells what the algorithm costs
+        return to_pil(self._fit.undo(image))
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished restoration.
+
+    Attributes:
+        restored: (B, 3, H, W) on the prior's grid, B samples.
+        measured: what it was restored from.
+        parameters: all that is needed to do it again, JSON-able.
+        seconds: wall time.
+        nfe: denoiser evaluations.
+        notices: sentences for the user.
+    """
+
+    restored: Tensor
+    measured: Measured
+    parameters: dict[str, Any]
+    seconds: float
+    nfe: int
+    notices: list[str]
+
+    @property
+    def images(self) -> Tensor:
+        """The restorations at the size of the original picture, (B, 3, H, W) in [-1, 1]."""
+        return self.measured.fit.undo(self.restored)
+
+    @property
+    def measurement(self) -> Tensor:
+        """The measurement at the size of `images`, (1, 3, H, W) in [-1, 1]."""
+        return self.measured.fit.undo(self.measured.full_size)
+
+    @property
+    def clean(self) -> Tensor | None:
+        """The clean picture at the size of `images`, when the damage was simulated."""
+        return None if self.measured.clean is None else self.measured.fit.undo(self.measured.clean)
+
+
+class Restorer:
+    """Restores pictures with one prior and the operators that fit it."""
+
+    def __init__(self, prior: LatentPrior, *, operator: str | Path | None = None) -> None:
+        """Use `prior`; `operator` is a folder or Hub id (ID@REVISION), the shelf's by default."""
+        self.prior = prior
+        self._chosen = operator
+        self._operators: dict[str, LatentOperator] = {}
+
+    def restore(self, request: RestorationRequest) -> Iterator[Progress | Result]:
+        """Yield a `Progress` after every step, and the `Result` at the end.
+
+        Closing the iterator stops the restoration and frees its memory.
+
+        Raises:
+            SiloError, OperatorError: as named, with what to do.
+        """
+        try:
+            yield from self._restore(request)
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(
+                f"{self.prior.device} ran out of memory: restore fewer samples or a smaller "
+                "picture, or choose bfloat16."
+            ) from error
+
+    @torch.no_grad()
+    def measure(self, request: RestorationRequest) -> Measured:
+        """The measurement of the request: simulated, or the picture itself, on the prior's grid."""
+        task = get_task(request.task)
+        degradation = task.degradation.with_noise(request.effective_noise_sigma)
+        operator = degradation.operator()
+        generator = torch.Generator().manual_seed(request.seed + _MEASUREMENT_STREAM)
+        picture, plan = fit(
+            request.image,
+            multiple=self.prior.size_multiple,
+            max_pixels=(LARGEST_SIDE_RATIO * self.prior.native_size) ** 2,
+            factor=1 if request.simulate else operator.downscale,
+        )
+        mask = None
+        if request.mask is not None:
+            mask = masks.fit(request.mask, plan)
+        else:  # only a simulated measurement may leave its mask out
+            drawn = operator.draw_mask(*plan.scaled, generator)
+            mask = None if drawn is None else plan.pad(drawn)
+        if request.simulate:
+            y, clean = measure(picture, degradation, generator, mask), picture
+        else:
+            # What lies in a hole is no measurement: the operator expects it to be empty.
+            y, clean = picture if mask is None else operator.forward(picture, mask), None
+        return Measured(degradation, y, mask, clean, plan)
+
+    def parameters(self, request: RestorationRequest) -> dict[str, Any]:
+        """All that decides the restoration, but for the picture and its mask; JSON-able."""
+        return {
+            "task": request.task,
+            "simulate": request.simulate,
+            "sampler": request.sampler,
+            "steps": request.effective_steps,
+            "eta": _eta(request),
+            "clamp": request.clamp,
+            "noise_sigma": request.effective_noise_sigma,
+            "prompt": request.prompt,
+            "negative_prompt": request.negative_prompt,
+            "guidance_scale": request.guidance_scale,
+            "samples": request.samples,
+            "seed": request.seed,
+            "prior": {"name": self.prior.name, "revision": self.prior.revision},
+            "operator": {
+                "name": self._operator_name(request.task),
+                "revision": self._operator(request.task).revision,
+            },
+            "dtype": str(self.prior.dtype).removeprefix("torch."),
+        }
+
+    def _restore(self, request: RestorationRequest) -> Iterator[Progress | Result]:
+        started, evaluations = time.perf_counter(), self.prior.nfe
+        operator = self._operator(request.task)
+        measured = self.measure(request)
+        prompt = self.prior.embed(request.prompt, request.negative_prompt, request.guidance_scale)
+        device = self.prior.device
+        with torch.no_grad():
+            full_size = measured.degradation.operator().to_full_size(measured.y)
+            latent = self.prior.encode(full_size.to(device))
+        problem = Problem(
+            prior=self.prior,
+            operator=operator,
+            degradation=measured.degradation,
+            measurement=measured.y.to(device),
+            measurement_latent=latent.clamp(-MEASUREMENT_LATENT_BOUND, MEASUREMENT_LATENT_BOUND),
+            mask=None if measured.mask is None else measured.mask.to(device),
+            noise_sigma=measured.degradation.noise_sigma,
+            prompt=prompt,
+        )
+        sampler = SAMPLERS[request.sampler](
+            problem,
+            spaced(self.prior.alphas_cumprod, request.effective_steps),
+            eta=_eta(request),
+            generators=generators(request.seed, request.samples),
+            clamp=request.clamp,
+        )
+        last: Step | None = None
+        for last in sampler:
+            seconds = time.perf_counter() - started
+            done = last.index + 1
+            left = seconds / done * (last.total - done)
+            estimate = last.clean_estimate[:1]
+            yield Progress(done, last.total, seconds, left, self.prior, estimate, measured.fit)
+        assert last is not None, "a schedule has at least one step"
+        with torch.no_grad():
+            restored = self.prior.decode(last.latent).cpu()
+        notices = list(self.prior.notices)
+        if prompt.truncated:
+            notices.append("The prompt is longer than the prior reads; its end was ignored.")
+        if measured.fit.scaled != measured.fit.original:
+            height, width = measured.fit.scaled
+            notices.append(f"The picture was worked on at {width}x{height} pixels.")
+        seconds = time.perf_counter() - started
+        nfe = self.prior.nfe - evaluations
+        yield Result(restored, measured, self.parameters(request), seconds, nfe, notices)
+
+    def _operator_name(self, task: str) -> str:
+        if self._chosen is not None:
+            return str(self._chosen)
+        folder = find_operator(task, self.prior.name, self.prior.latent_channels)
+        return str(folder.relative_to(SHELF.parent))
+
+    def _operator(self, task: str) -> LatentOperator:
+        """The operator for `task`, loaded once and checked against the prior."""
+        if task not in self._operators:
+            if self._chosen is None:
+                place = find_operator(task, self.prior.name, self.prior.latent_channels)
+                operator = LatentOperator.from_pretrained(place)
+            else:
+                repository, _, revision = str(self._chosen).partition("@")
+                operator = LatentOperator.from_pretrained(repository, revision=revision or None)
+            trained_for = operator.metadata.get("task", task)
+            if trained_for != task:
+                raise OperatorError(f"This operator was trained for {trained_for}, not for {task}.")
+            if operator.latent_channels != self.prior.latent_channels:
+                raise BadRequest(
+                    f"The operator reads latents of {operator.latent_channels} channels, the prior "
+                    f"'{self.prior.name}' has {self.prior.latent_channels}: choose a matching pair."
+                )
+            operator.requires_grad_(False).to(self.prior.device)
+            self._operators[task] = operator
+        return self._operators[task]
+
+
+def _eta(request: RestorationRequest) -> float:
+    default = get_task(request.task).eta_at(request.effective_steps)
+    return default if request.eta is None else request.eta

@@ -1,0 +1,209 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from operators.convolutional import CompactCNN
+from silo.__main__ import main
+from silo.images import load_image, read_parameters, save_png
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def operator(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    network = CompactCNN(latent_channels=4, width=8, blocks=1, groups=4)
+    network.metadata = {"task": "super_resolution_x4", "prior": "test"}
+    folder = tmp_path_factory.mktemp("operator")
+    network.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index in range(3):
+        generator = torch.Generator().manual_seed(index)
+        save_png(folder / f"p{index}.png", torch.rand(3, 32, 48, generator=generator) * 2 - 1)
+    return folder
+
+
+@pytest.fixture
+def restore(tiny_prior_folder: Path, operator: Path):
+    """Calls `restore` with the prior of random weights and few steps."""
+
+    def call(*arguments: object) -> int:
+        fixed = ["--prior", tiny_prior_folder, "--operator", operator, "--steps", 2]
+        fixed += ["--task", "super_resolution_x4"]
+        return main(["restore", *map(str, arguments), *map(str, fixed)])
+
+    return call
+
+
+def test_a_picture_is_restored_beside_it_with_its_parameters(restore, photos: Path, capsys) -> None:
+    assert restore(photos / "p0.png", "--seed", 7) == 0
+    output = photos / "p0_restored.png"
+    assert capsys.readouterr().out.split() == [str(output)]
+    assert load_image(output).pixels.shape == (1, 3, 128, 192)  # super-resolution enlarges
+    parameters = read_parameters(output)
+    assert parameters is not None
+    assert (parameters["seed"], parameters["steps"]) == (7, 2)
+    assert parameters["input"]["name"] == "p0.png"
+
+
+def test_json_reports_a_simulated_restoration(
+    restore, photos: Path, tmp_path: Path, capsys
+) -> None:
+    assert restore(photos / "p0.png", "--simulate", "--json", "--out", tmp_path / "out.png") == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    report = json.loads(line)
+    assert report["output"] == str(tmp_path / "out.png")
+    expected = {"task": "super_resolution_x4", "sampler": "silo", "steps": 2, "nfe": 2, "seed": 0}
+    assert expected.items() <= report.items()
+    assert report["restoration"].keys() == {"psnr", "cpsnr", "lpips"}
+    assert report["measurement"]["cpsnr"] > 20
+    assert report["memory"] > 10**7
+    assert load_image(tmp_path / "out.png").pixels.shape == (1, 3, 32, 48)
+
+
+def test_a_folder_run_resumes_and_names_what_it_could_not_read(
+    restore, photos: Path, tmp_path: Path, capsys
+) -> None:
+    (photos / "broken.png").write_bytes((photos / "p0.png").read_bytes()[:200])
+    out = tmp_path / "out"
+    assert restore(photos, "--out", out) == 1
+    errors = capsys.readouterr().err
+    assert "1 of 4 pictures failed" in errors and "broken.png" in errors
+    assert sorted(p.name for p in out.iterdir()) == [f"p{i}_restored.png" for i in range(3)]
+    stamps = {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
+    (out / "p1_restored.png").unlink()
+    (photos / "p2.png").write_bytes((photos / "p0.png").read_bytes())  # another picture now
+    (photos / "broken.png").unlink()
+    assert restore(photos, "--out", out) == 0
+    captured = capsys.readouterr()
+    assert captured.err.count("up to date") == 1
+    assert len(captured.out.split()) == 2
+    assert (out / "p0_restored.png").stat().st_mtime_ns == stamps["p0_restored.png"]
+    assert restore(photos, "--out", out, "--seed", 1) == 0
+    assert capsys.readouterr().err.count("up to date") == 0
+
+
+def test_samples_go_to_files_of_their_own(restore, photos: Path, tmp_path: Path) -> None:
+    assert restore(photos / "p0.png", "--samples", 2, "--out", tmp_path / "s.png") == 0
+    first, second = (load_image(tmp_path / f"s_{i}.png").pixels for i in (1, 2))
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "blur"], "gaussian_blur"),
+        (["--steps", "0"], "steps"),
+        (["--eta", "nan"], "eta"),
+        (["--prior", "no/such-prior-folder/here"], "prior"),
+        (["--operator", "{missing}"], "missing"),
+        (["--task", "inpainting_free"], "needs a mask"),
+        (["--mask", "{photos}/p1.png"], "takes no mask"),
+        (["--task", "inpainting_free", "--mask", "{small}"], "8 x 8"),
+        (["--operator", "{pickle}"], "safetensors"),
+        (["--operator", "{truncated}"], "truncated"),
+        (["--operator", "{nan}"], "nan"),
+        (["--device", "tpu"], "device"),
+        (["--out", "{photos}/p0.png"], "written twice"),
+    ],
+)
+def test_a_wrong_call_is_one_line_exit_code_2_and_nothing_written(
+    photos: Path,
+    tmp_path: Path,
+    operator: Path,
+    tiny_prior_folder: Path,
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    places = {name: tmp_path / name for name in ("missing", "pickle", "truncated", "nan")}
+    places["pickle"].mkdir()
+    (places["pickle"] / "config.json").write_text((operator / "config.json").read_text())
+    torch.save({}, places["pickle"] / "model.pt")
+    shutil.copytree(operator, places["truncated"])
+    weights = places["truncated"] / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    network = CompactCNN.from_pretrained(operator)
+    places["nan"].mkdir()
+    torch.nn.init.constant_(network.input.weight, 1.0)
+    network.save_pretrained(places["nan"])
+    data = bytearray((places["nan"] / "model.safetensors").read_bytes())
+    data[-4:] = b"\x00\x00\xc0\x7f"  # a float32 NaN
+    (places["nan"] / "model.safetensors").write_bytes(bytes(data))
+    save_png(tmp_path / "small.png", torch.ones(3, 8, 8))
+    places |= {"photos": photos, "small": tmp_path / "small.png"}
+    before = {p: p.stat().st_mtime_ns for p in photos.iterdir()}
+    # Later options win over earlier ones, so that each case is wrong in one thing.
+    right = ["--prior", str(tiny_prior_folder), "--operator", str(operator), "--steps", "2"]
+    right += ["--task", "super_resolution_x4"]
+    wrong = [argument.format(**places) for argument in arguments]
+    assert main(["restore", str(photos / "p0.png"), *right, *wrong]) == 2
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert captured.out == ""
+    assert len(lines) == 1 and lines[0].startswith("error: ")
+    assert message.lower() in lines[0].lower()
+    assert {p: p.stat().st_mtime_ns for p in photos.iterdir()} == before
+
+
+def test_damaged_and_missing_pictures_are_errors_of_one_line(restore, photos: Path, capsys) -> None:
+    bad = photos / "bad.jpg"
+    bad.write_text("not a picture")
+    for path in (bad, photos / "none.png", photos.parent / "empty"):
+        if path.name == "empty":
+            path.mkdir()
+        assert restore(path) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert path.name in line
+
+
+def test_degrade_writes_what_restore_takes(photos: Path, tmp_path: Path, capsys) -> None:
+    small = tmp_path / "small.png"
+    arguments = ["--task", "super_resolution_x4", "--out", str(small), "--seed", "3"]
+    assert main(["degrade", str(photos / "p0.png"), *arguments]) == 0
+    assert load_image(small).pixels.shape == (1, 3, 8, 12)
+    first = small.read_bytes()
+    assert main(["degrade", str(photos / "p0.png"), *arguments]) == 0
+    assert small.read_bytes() == first
+    assert main(["degrade", str(photos / "p0.png"), "--task", "none", "--out", str(small)]) == 2
+    assert "none" in capsys.readouterr().err
+
+
+def test_operators_list_shows_the_shelf(operator: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("silo.commands.operators.shelf", lambda: _shelf(operator.parent))
+    assert main(["operators", "list", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {"task": "super_resolution_x4", "prior": "test"}.items() <= rows[0].items()
+
+
+def _shelf(folder: Path):
+    from operators.catalog import shelf
+
+    return [entry for entry in shelf(folder) if entry.prior == "test"]
+
+
+def test_help_is_quick_to_import_and_unknown_commands_are_named() -> None:
+    script = (
+        "import sys; from silo.__main__ import main; code = main(['--help'])\n"
+        "print('torch' in sys.modules, code)"
+    )
+    run = [sys.executable, "-c", script]
+    done = subprocess.run(run, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert "train-operator" in done.stdout
+    assert done.stdout.splitlines()[-1] == "False 0"
+    wrong = subprocess.run(
+        [sys.executable, "-m", "silo", "restor"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("error: there is no command 'restor'")

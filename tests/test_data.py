@@ -1,0 +1,107 @@
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from silo.data import (
+    HELD_OUT_ONE_IN,
+    Photo,
+    center_crop,
+    is_held_out,
+    iterate_photos,
+    random_crop,
+    random_resized_crop,
+    to_tensor,
+)
+from silo.errors import BadRequest
+
+
+def _png(value: int, size: tuple[int, int] = (40, 30)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (value, 0, 255)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        for index in range(100):
+            for suffix, content in ((".png", _png(index)), (".txt", f"number {index}\n".encode())):
+                member = tarfile.TarInfo(f"tarred_{index}{suffix}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    (tmp_path / "single.png").write_bytes(_png(200))
+    return tmp_path
+
+
+def test_reads_folders_and_tars_with_their_captions(folder: Path) -> None:
+    photos = {photo.name: photo for photo in iterate_photos([folder], "all")}
+    assert len(photos) == 101
+    assert photos["tarred_7"].caption == "number 7"
+    assert photos["tarred_7"].pixels[0, 0].tolist() == [7, 0, 255]
+    assert photos["single"].caption == ""
+
+
+def test_the_split_is_a_partition_of_the_stated_size(folder: Path) -> None:
+    train = {photo.name for photo in iterate_photos([folder], "train")}
+    held_out = {photo.name for photo in iterate_photos([folder], "held_out")}
+    assert train | held_out == {photo.name for photo in iterate_photos([folder], "all")}
+    assert not train & held_out
+    share = sum(is_held_out(f"picture {i}") for i in range(8000)) / 8000
+    assert share == pytest.approx(1 / HELD_OUT_ONE_IN, rel=0.2)
+
+
+@pytest.mark.parametrize("suffix", ["_face", "_whole", "_q01", "_h14", "_f02", "_512", "_f02_512"])
+def test_crops_fall_on_the_side_of_their_picture(suffix: str) -> None:
+    names = [f"picture_{i}" for i in range(300)]
+    assert [is_held_out(name + suffix) for name in names] == [is_held_out(name) for name in names]
+
+
+def test_small_pictures_are_enlarged_to_the_smallest_side(folder: Path) -> None:
+    photo = next(iterate_photos([folder], "train", min_side=60))
+    assert photo.pixels.shape == (60, 80, 3)
+
+
+def test_missing_folders_and_empty_ones_are_named(tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match="no folder"):
+        next(iterate_photos([tmp_path / "none"], "all"))
+    with pytest.raises(BadRequest, match="No pictures"):
+        next(iterate_photos([tmp_path], "all"))
+    with pytest.raises(BadRequest, match="split"):
+        next(iterate_photos([tmp_path], "test"))
+
+
+def test_crops_are_parts_of_the_picture() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    photo = Photo("p", "", pixels)
+    found = set()
+    for seed in range(20):
+        crop = random_crop(photo, 32, torch.Generator().manual_seed(seed))
+        places = [
+            (top, left, mirrored)
+            for mirrored, view in enumerate((crop, crop[:, ::-1]))
+            for top in range(19)
+            for left in range(39)
+            if np.array_equal(view, pixels[top : top + 32, left : left + 32])
+        ]
+        assert len(places) == 1
+        found.add(places[0])
+    assert {mirrored for _, _, mirrored in found} == {0, 1}
+    assert len(found) > 15
+    whole = center_crop(photo, 50)
+    assert torch.equal(whole, to_tensor(pixels[:, 10:60]))
+    assert whole.min() >= -1 and whole.max() <= 1
+
+
+def test_resized_crops_have_the_size_asked_for_and_repeat_by_seed() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    one, two, other = (
+        random_resized_crop(Photo("p", "", pixels), 24, torch.Generator().manual_seed(seed))
+        for seed in (1, 1, 2)
+    )
+    assert one.shape == (3, 24, 24)
+    assert torch.equal(one, two) and not torch.equal(one, other)

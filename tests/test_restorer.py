@@ -1,0 +1,205 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from operators.convolutional import CompactCNN
+from operators.errors import OperatorError, OperatorNotFound
+from operators.pixel import measure
+from silo.errors import BadRequest
+from silo.images import fit
+from silo.metrics import cpsnr, psnr, scores
+from silo.prior import LatentPrior
+from silo.request import RestorationRequest
+from silo.restorer import Progress, Restorer, Result
+
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def operators(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One operator a task, with and without a mask, of random weights."""
+    folders = {}
+    for task, mask in (("super_resolution_x4", False), ("inpainting_free", True)):
+        torch.manual_seed(0)
+        operator = CompactCNN(latent_channels=4, width=8, blocks=1, mask=mask, groups=4)
+        torch.nn.init.normal_(operator.output.weight, std=0.05)
+        operator.metadata = {"task": task, "prior": "test"}
+        folders[task] = tmp_path_factory.mktemp(task)
+        operator.save_pretrained(folders[task])
+    return folders
+
+
+def _picture(height: int = 64, width: int = 96) -> Tensor:
+    return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def _restore(restorer: Restorer, request: RestorationRequest) -> tuple[list[Progress], Result]:
+    events = list(restorer.restore(request))
+    *steps, result = events
+    assert isinstance(result, Result)
+    progress = [step for step in steps if isinstance(step, Progress)]
+    assert len(progress) == len(steps)
+    return progress, result
+
+
+def test_one_encoding_one_decoding_and_one_evaluation_a_step(
+    tiny_prior: LatentPrior, operators: dict[str, Path]
+) -> None:
+    restorer = Restorer(tiny_prior, operator=operators["super_resolution_x4"])
+    request = RestorationRequest("super_resolution_x4", _picture(), simulate=True, steps=STEPS)
+    progress, result = _restore(restorer, request)
+    assert (tiny_prior.encodes, tiny_prior.decodes, tiny_prior.nfe) == (1, 1, STEPS)
+    assert result.nfe == STEPS
+    assert [(p.step, p.total) for p in progress] == [(i + 1, STEPS) for i in range(STEPS)]
+    assert progress[-1].seconds_left == 0 < progress[0].seconds_left
+    assert progress[0].preview().size == (96, 64)
+    assert result.images.shape == (1, 3, 64, 96)
+    assert tiny_prior.decodes == 1  # previews are not the algorithm's
+
+
+def test_a_small_picture_comes_back_larger_by_the_factor(
+    tiny_prior: LatentPrior, operators: dict[str, Path]
+) -> None:
+    restorer = Restorer(tiny_prior, operator=operators["super_resolution_x4"])
+    request = RestorationRequest("super_resolution_x4", _picture(15, 22), steps=STEPS)
+    _, result = _restore(restorer, request)
+    assert result.images.shape == (1, 3, 60, 88)
+    assert result.measurement.shape == (1, 3, 60, 88)
+    assert result.clean is None
+
+
+def test_a_large_picture_is_scaled_down_said_so_and_returned_at_its_size(
+    tiny_prior: LatentPrior, operators: dict[str, Path]
+) -> None:
+    restorer = Restorer(tiny_prior, operator=operators["super_resolution_x4"])
+    request = RestorationRequest("super_resolution_x4", _picture(300, 500), simulate=True, steps=1)
+    _, result = _restore(restorer, request)
+    assert result.images.shape == (1, 3, 300, 500)
+    largest = (2 * tiny_prior.native_size) ** 2
+    assert result.restored.shape[-2] * result.restored.shape[-1] <= largest
+    assert any("worked on at" in notice for notice in result.notices)
+
+
+def test_simulation_measures_the_picture_with_the_task_and_its_noise(
+    tiny_prior: LatentPrior, operators: dict[str, Path]
+) -> None:
+    restorer = Restorer(tiny_prior, operator=operators["super_resolution_x4"])
+    request = RestorationRequest(
+        "super_resolution_x4", _picture(), simulate=True, steps=1, noise_sigma=0.03, seed=5
+    )
+    measured = restorer.measure(request)
+    assert measured.clean is not None
+    noiseless = measure(measured.clean, measured.degradation.with_noise(0.0), torch.Generator())
+    assert (measured.y - noiseless).std().item() == pytest.approx(0.06, rel=0.1)
+    assert torch.equal(measured.y, restorer.measure(request).y)
+
+
+def test_what_lies_in_a_hole_makes_no_difference(
+    tiny_prior: LatentPrior, operators: dict[str, Path]
+) -> None:
+    restorer = Restorer(tiny_prior, operator=operators["inpainting_free"])
+    mask = torch.ones(1, 1, 64, 96)
+    mask[..., 20:30, 40:70] = 0
+    images = []
+    for value in (-1.0, 1.0):
+        picture = torch.where(mask == 0, torch.tensor(value), _picture())
+        request = RestorationRequest("inpainting_free", picture, mask=mask, steps=STEPS)
+        images.append(_restore(restorer, request)[1].images)
+    assert torch.equal(images[0], images[1])
+
+
+def test_samples_equal_runs_of_their_own_and_one_seed_gives_one_picture(
+    tiny_prior: LatentPrior, operators: dict[str, Path]
+) -> None:
+    restorer = Restorer(tiny_prior, operator=operators["super_resolution_x4"])
+
+    def images(samples: int, seed: int) -> Tensor:
+        request = RestorationRequest(
+            "super_resolution_x4", _picture(16, 16), steps=STEPS, samples=samples, seed=seed
+        )
+        return _restore(restorer, request)[1].images
+
+    batch = images(3, 7)
+    for index in range(3):
+        torch.testing.assert_close(
+            batch[index : index + 1], images(1, 7 + index), atol=1e-4, rtol=0
+        )
+    assert torch.equal(images(1, 7), images(1, 7))
+    assert (batch[0] - batch[1]).abs().max() > 1e-3
+
+
+def test_the_parameters_repeat_the_restoration(
+    tiny_prior: LatentPrior, operators: dict[str, Path]
+) -> None:
+    restorer = Restorer(tiny_prior, operator=operators["super_resolution_x4"])
+    first = RestorationRequest(
+        "super_resolution_x4", _picture(16, 16), preset="quick", steps=STEPS, prompt="ab", seed=3
+    )
+    _, result = _restore(restorer, first)
+    recorded = {
+        key: value
+        for key, value in result.parameters.items()
+        if key not in ("prior", "operator", "dtype")
+    }
+    again = RestorationRequest(image=_picture(16, 16), **recorded)
+    assert torch.equal(_restore(restorer, again)[1].images, result.images)
+
+
+def test_an_operator_for_another_task_or_latent_space_is_refused(
+    tiny_prior: LatentPrior, operators: dict[str, Path], tmp_path: Path
+) -> None:
+    request = RestorationRequest("gaussian_blur", _picture(), steps=1)
+    with pytest.raises(OperatorError, match="trained for super_resolution_x4"):
+        next(Restorer(tiny_prior, operator=operators["super_resolution_x4"]).restore(request))
+    wide = CompactCNN(latent_channels=6, width=8, blocks=1, groups=4)
+    wide.save_pretrained(tmp_path)
+    with pytest.raises(BadRequest, match="6 channels"):
+        next(Restorer(tiny_prior, operator=tmp_path).restore(request))
+
+
+def test_no_operator_on_the_shelf_says_how_to_get_one(
+    tiny_prior_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("operators.catalog.SHELF", tmp_path)
+    monkeypatch.setattr("silo.restorer.SHELF", tmp_path)
+    prior = LatentPrior.load(tiny_prior_folder)
+    request = RestorationRequest("gaussian_blur", _picture(), steps=1)
+    with pytest.raises(OperatorNotFound, match="train-operator --task gaussian_blur"):
+        next(Restorer(prior).restore(request))
+
+
+def test_closing_stops_the_restoration(tiny_prior: LatentPrior, operators: dict[str, Path]) -> None:
+    restorer = Restorer(tiny_prior, operator=operators["super_resolution_x4"])
+    request = RestorationRequest("super_resolution_x4", _picture(16, 16), steps=50)
+    run = restorer.restore(request)
+    next(run)
+    evaluations = tiny_prior.nfe
+    run.close()  # pyright: ignore[reportAttributeAccessIssue]
+    assert tiny_prior.nfe == evaluations == 1
+    assert next(run, None) is None
+
+
+def test_psnr_and_consistency_follow_their_definitions(
+    tiny_prior: LatentPrior, operators: dict[str, Path]
+) -> None:
+    a = torch.zeros(2, 3, 4, 4)
+    b = torch.stack([torch.full((3, 4, 4), 0.2), torch.full((3, 4, 4), 2.0)])
+    torch.testing.assert_close(psnr(a, b), torch.tensor([20.0, 0.0]))
+    restorer = Restorer(tiny_prior, operator=operators["super_resolution_x4"])
+    request = RestorationRequest("super_resolution_x4", _picture(), simulate=True, steps=1)
+    _, result = _restore(restorer, request)
+    assert result.measured.clean is not None
+    assert cpsnr(result.measured, result.measured.clean).isinf().all()
+    # A change that the downscaling does not see costs PSNR but hardly any consistency.
+    checkers = torch.ones(1, 1, 64, 96)
+    checkers[..., ::2, 1::2] = checkers[..., 1::2, ::2] = -1
+    changed, _ = fit(_picture() + 0.1 * checkers, multiple=32, max_pixels=10**6)
+    padded, _ = fit(_picture(), multiple=32, max_pixels=10**6)
+    assert psnr(changed, padded).item() == pytest.approx(26.0, abs=0.5)
+    assert cpsnr(result.measured, changed).item() > 40
+    restoration, measurement = scores(result)
+    assert restoration.lpips is None or restoration.lpips >= 0
+    assert result.clean is not None
+    assert measurement.psnr == pytest.approx(psnr(result.measurement, result.clean).item())

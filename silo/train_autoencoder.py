@@ -1,0 +1,177 @@
+"""Train the autoencoder of a small prior: diffusers' AutoencoderTiny on native-scale crops.
+
+Loss: L1 + LPIPS-Alex (where its weights are given) + a penalty that holds every latent channel at
+mean 0 and variance 1, so that the latents need no scaling. The decoder sees
+latents with a little noise on them: what a diffusion model hands it is never exact.
+"""
+
+import copy
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+from torch import Tensor
+from tqdm import tqdm
+
+from silo import checkpoints
+from silo.data import Photo, center_crop, random_crop, to_tensor
+from silo.lpips import LPIPS
+from silo.training_log import TrainingLog
+
+MOMENT_WEIGHT = 0.02
+LATENT_NOISE = 0.05
+AVERAGE_DECAY = 0.999
+ADAM_BETAS = (0.9, 0.99)
+GRADIENT_NORM = 1.0
+
+
+@dataclass(frozen=True)
+class AutoencoderTraining:
+    """What decides an autoencoder, but for the pictures."""
+
+    latent_channels: int = 8
+    width: int = 64
+    encoder_blocks: tuple[int, ...] = (0, 1, 2, 3)
+    decoder_blocks: tuple[int, ...] = (3, 2, 1, 0)
+    steps: int = 2400
+    batch: int = 16
+    crop: int = 128
+    learning_rate: float = 1e-3
+    lpips_weight: float = 0.3
+    seed: int = 0
+
+
+def build_autoencoder(settings: AutoencoderTraining) -> AutoencoderTiny:
+    """An AutoencoderTiny with random weights; images (B, 3, 8h, 8w) <-> latents (B, C, h, w)."""
+    torch.manual_seed(settings.seed)
+    levels = len(settings.encoder_blocks)
+    return AutoencoderTiny(
+        encoder_block_out_channels=(settings.width,) * levels,
+        decoder_block_out_channels=(settings.width,) * levels,
+        num_encoder_blocks=settings.encoder_blocks,
+        num_decoder_blocks=settings.decoder_blocks,
+        latent_channels=settings.latent_channels,
+    )
+
+
+def train_autoencoder(
+    photos: list[Photo],
+    held_out: list[Photo],
+    settings: AutoencoderTraining,
+    output: Path,
+    *,
+    start: AutoencoderTiny | None = None,
+    lpips: LPIPS | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    checkpointing_steps: int,
+) -> tuple[AutoencoderTiny, dict]:
+    """Train, resuming from the newest checkpoint in `output`.
+
+    With `start`, its decoder alone is trained further. The latents stay what they are, so that a
+    denoiser and operators trained on them remain valid.
+
+    Returns:
+        The averaged weights, and a record of settings, losses and held-out fidelity.
+    """
+    model = build_autoencoder(settings) if start is None else copy.deepcopy(start)
+    model.to(device=device, memory_format=torch.channels_last)
+    model.requires_grad_(True).encoder.requires_grad_(start is None)
+    average = copy.deepcopy(model).requires_grad_(False)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        trained, lr=settings.learning_rate, betas=ADAM_BETAS, weight_decay=0.0
+    )
+    first, log = 0, TrainingLog(output / "log.jsonl")
+    if found := checkpoints.latest(output):
+        first = found[0]
+        checkpoints.restore(found[1], model, average, optimizer)
+    for step in tqdm(
+        range(first, settings.steps), initial=first, total=settings.steps, unit="step"
+    ):
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * warmup_cosine(step, settings.steps)
+        # Every draw of a step follows from (seed, step): a resumed run repeats an unbroken one.
+        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
+        images = (
+            _crops(photos, settings, generator)
+            .to(device)
+            .contiguous(memory_format=torch.channels_last)
+        )
+        losses = _losses(model, images, lpips, settings.lpips_weight, generator, dtype)
+        loss = torch.stack(list(losses.values())).sum()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, GRADIENT_NORM)
+        optimizer.step()
+        checkpoints.update_average(average, model, step, AVERAGE_DECAY)
+        if (step + 1) % 50 == 0:
+            log.write(step + 1, {name: float(value.detach()) for name, value in losses.items()})
+        if (step + 1) % checkpointing_steps == 0 or step + 1 == settings.steps:
+            state = checkpoints.training_tensors(model, average, optimizer)
+            checkpoints.save(output, step + 1, state)
+    record = {
+        "settings": asdict(settings),
+        "pictures": len(photos),
+        "log": log.read(),
+        **measure_autoencoder(average, held_out, lpips, device),
+    }
+    return average, record
+
+
+def warmup_cosine(step: int, steps: int, warmup: int = 100, floor: float = 0.02) -> float:
+    """Learning-rate factor: linear to 1 over `warmup` steps, then a cosine down to `floor`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@torch.no_grad()
+def measure_autoencoder(
+    model: AutoencoderTiny, photos: list[Photo], lpips: LPIPS | None, device: torch.device
+) -> dict[str, float]:
+    """Mean PSNR (dB) and LPIPS-Alex of D(E(x)) on the central 256-pixel squares of `photos`."""
+    psnr, distance = [], []
+    for photo in photos:
+        image = center_crop(photo, 256)[None].to(device)
+        restored = model.decode(model.encode(image).latents).sample.clamp(-1, 1)
+        psnr.append(10 * math.log10(4 / float(F.mse_loss(restored, image))))
+        if lpips is not None:
+            distance.append(float(lpips(restored, image)))
+    result = {"held_out_psnr": sum(psnr) / len(psnr)}
+    if distance:
+        result["held_out_lpips_alex"] = sum(distance) / len(distance)
+    return result
+
+
+def _crops(
+    photos: list[Photo], settings: AutoencoderTraining, generator: torch.Generator
+) -> Tensor:
+    picks = torch.randint(len(photos), (settings.batch,), generator=generator).tolist()
+    crops = [to_tensor(random_crop(photos[i], settings.crop, generator)) for i in picks]
+    return torch.stack(crops)
+
+
+def _losses(
+    model: AutoencoderTiny,
+    images: Tensor,
+    lpips: LPIPS | None,
+    lpips_weight: float,
+    generator: torch.Generator,
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+        latents = model.encode(images).latents
+        noise = torch.randn(latents.shape, generator=generator).to(latents)
+        noisy = latents + LATENT_NOISE * noise
+        restored = model.decode(noisy).sample.float()
+    flat = latents.float().transpose(0, 1).flatten(1)
+    moments = flat.mean(1).square().mean() + (flat.std(1) - 1).square().mean()
+    losses = {"l1": F.l1_loss(restored, images), "moments": MOMENT_WEIGHT * moments}
+    if lpips is not None:
+        losses["lpips"] = lpips_weight * lpips(restored, images).mean()
+    return losses

@@ -1,0 +1,204 @@
+"""Train the text-conditioned denoiser of a small prior on latents that are computed once."""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from silo import checkpoints
+from silo.captions import build_tokenizer, token_ids
+from silo.data import Photo, to_tensor
+from silo.train_autoencoder import warmup_cosine
+from silo.training_log import TrainingLog
+
+AVERAGE_DECAY = 0.999
+ADAM_BETAS = (0.9, 0.99)
+GRADIENT_NORM = 1.0
+NULL_CAPTION_RATE = 0.1
+
+
+@dataclass(frozen=True)
+class DenoiserTraining:
+    """What decides a denoiser, but for the pictures and the latent space."""
+
+    widths: tuple[int, ...] = (64, 128, 192)
+    head_width: int = 64
+    text_width: int = 128
+    text_layers: int = 2
+    latent_size: int = 32
+    steps: int = 2400
+    batch: int = 24
+    learning_rate: float = 8e-4
+    seed: int = 0
+
+
+class TextToLatent(nn.Module):
+    """The text encoder and the UNet, trained together: (z_t, t, token ids) -> v."""
+
+    def __init__(
+        self, settings: DenoiserTraining, latent_channels: int, tokenizer: CLIPTokenizer
+    ) -> None:
+        """Build both with random weights."""
+        super().__init__()
+        torch.manual_seed(settings.seed)
+        self.text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=settings.text_width,
+                intermediate_size=4 * settings.text_width,
+                num_hidden_layers=settings.text_layers,
+                num_attention_heads=max(1, settings.text_width // settings.head_width),
+                max_position_embeddings=tokenizer.model_max_length,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+        deeper = len(settings.widths) - 1  # attention everywhere but at full latent size
+        self.unet = UNet2DConditionModel(
+            sample_size=settings.latent_size,
+            in_channels=latent_channels,
+            out_channels=latent_channels,
+            block_out_channels=settings.widths,
+            layers_per_block=1,
+            down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * deeper,
+            up_block_types=("CrossAttnUpBlock2D",) * deeper + ("UpBlock2D",),
+            cross_attention_dim=settings.text_width,
+            attention_head_dim=tuple(width // settings.head_width for width in settings.widths),
+        )
+
+    def forward(self, latents: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
+        """Predict v for latents (B, C, h, w), timesteps (B,) and token ids (B, L)."""
+        text = self.text_encoder(tokens).last_hidden_state
+        return self.unet(latents, timesteps, encoder_hidden_states=text).sample
+
+
+def build_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's noise schedule, with v-prediction."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="v_prediction",
+    )
+
+
+@torch.no_grad()
+def encode_photos(
+    photos: Iterable[Photo],
+    autoencoder: AutoencoderTiny,
+    cache: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> list[list[Tensor]]:
+    """The latents (C, h, w) fp16 of every picture at its native size, upright and mirrored.
+
+    Computed once and kept in the file `cache`; whole pictures, so that a random crop of a latent
+    is a new training example at no cost.
+    """
+    if not cache.is_file():
+        tensors = {}
+        for index, photo in enumerate(tqdm(photos, desc="encoding", unit="picture")):
+            image = to_tensor(photo.pixels)[None]
+            height, width = (side // 8 * 8 for side in image.shape[-2:])
+            for mirrored in (0, 1):
+                view = (image.flip(-1) if mirrored else image)[..., :height, :width].to(device)
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    latent = autoencoder.encode(
+                        view.contiguous(memory_format=torch.channels_last)
+                    ).latents
+                tensors[f"{index:06d}.{mirrored}"] = latent[0].half().cpu().contiguous()
+        aside = cache.with_suffix(".partial")
+        save_file(tensors, aside)
+        aside.rename(cache)
+    stored = load_file(cache)
+    return [[stored[f"{i:06d}.{m}"] for m in (0, 1)] for i in range(len(stored) // 2)]
+
+
+def train_denoiser(
+    latents: list[list[Tensor]],
+    captions: list[str],
+    settings: DenoiserTraining,
+    output: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    checkpointing_steps: int,
+) -> tuple[TextToLatent, CLIPTokenizer, dict]:
+    """Train on v-prediction, resuming from the newest checkpoint in `output`.
+
+    Returns:
+        The averaged weights, the tokenizer, and a record of settings and losses.
+    """
+    tokenizer = build_tokenizer(captions)
+    tokens = token_ids(tokenizer, captions)
+    null = token_ids(tokenizer, [""])[0]
+    alpha_bar = build_scheduler().alphas_cumprod.double()
+    model = TextToLatent(settings, latents[0][0].shape[0], tokenizer).to(device)
+    model.unet.to(memory_format=torch.channels_last)
+    average = copy.deepcopy(model).requires_grad_(False)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=settings.learning_rate, betas=ADAM_BETAS, weight_decay=0.01
+    )
+    first, log = 0, TrainingLog(output / "log.jsonl")
+    if found := checkpoints.latest(output):
+        first = found[0]
+        checkpoints.restore(found[1], model, average, optimizer)
+    running = 0.0
+    for step in tqdm(
+        range(first, settings.steps), initial=first, total=settings.steps, unit="step"
+    ):
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * warmup_cosine(step, settings.steps)
+        # Every draw of a step follows from (seed, step): a resumed run repeats an unbroken one.
+        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
+        picks = torch.randint(len(latents), (settings.batch,), generator=generator)
+        clean = torch.stack(
+            [_random_crop(latents[i], settings.latent_size, generator) for i in picks.tolist()]
+        )
+        dropped = torch.rand(settings.batch, generator=generator) < NULL_CAPTION_RATE
+        text = torch.where(dropped[:, None], null, tokens[picks])
+        noise = torch.randn(clean.shape, generator=generator)
+        # One timestep in each of `batch` equal strata: the loss varies less from step to step.
+        strata = torch.arange(settings.batch) + torch.rand(settings.batch, generator=generator)
+        timesteps = (strata / settings.batch * len(alpha_bar)).long()
+        signal = alpha_bar[timesteps].sqrt().float().view(-1, 1, 1, 1)
+        sigma = (1 - alpha_bar[timesteps]).sqrt().float().view(-1, 1, 1, 1)
+        noisy, target = signal * clean + sigma * noise, signal * noise - sigma * clean
+        noisy = noisy.to(device).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            predicted = model(noisy, timesteps.to(device), text.to(device))
+        loss = F.mse_loss(predicted.float(), target.to(device))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
+        optimizer.step()
+        checkpoints.update_average(average, model, step, AVERAGE_DECAY)
+        running += float(loss.detach()) / 50
+        if (step + 1) % 50 == 0:
+            log.write(step + 1, {"v_loss": running})
+            running = 0.0
+        if (step + 1) % checkpointing_steps == 0 or step + 1 == settings.steps:
+            state = checkpoints.training_tensors(model, average, optimizer)
+            checkpoints.save(output, step + 1, state)
+    return average, tokenizer, {"settings": asdict(settings), "log": log.read()}
+
+
+def _random_crop(views: list[Tensor], size: int, generator: torch.Generator) -> Tensor:
+    latent = views[int(torch.randint(len(views), (), generator=generator))]
+    top = int(torch.randint(latent.shape[-2] - size + 1, (), generator=generator))
+    left = int(torch.randint(latent.shape[-1] - size + 1, (), generator=generator))
+    return latent[:, top : top + size, left : left + size].float()

@@ -1,0 +1,152 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from operators.latent import LatentOperator
+from silo.data import Photo
+from silo.prior import LatentPrior
+from silo.train_autoencoder import (
+    AutoencoderTraining,
+    measure_autoencoder,
+    train_autoencoder,
+    warmup_cosine,
+)
+from silo.train_operator import main as train_operator
+from silo.train_operator import training_pictures
+from silo.train_prior import main as train_prior
+
+AUTOENCODER = AutoencoderTraining(
+    latent_channels=4,
+    width=8,
+    encoder_blocks=(0, 0, 0, 1),
+    decoder_blocks=(1, 0, 0, 0),
+    steps=6,
+    batch=2,
+    crop=32,
+)
+
+
+def _photos(count: int = 6, side: int = 48) -> list[Photo]:
+    generator = np.random.default_rng(0)
+    coarse = generator.integers(0, 256, (count, 6, 6, 3), dtype=np.uint8)
+    return [
+        Photo(f"p{i}", "a photo", np.asarray(Image.fromarray(c).resize((side, side))))
+        for i, c in enumerate(coarse)
+    ]
+
+
+def _run(output: Path, settings: AutoencoderTraining = AUTOENCODER, start=None):
+    return train_autoencoder(
+        _photos(),
+        _photos(1, 256),
+        settings,
+        output,
+        start=start,
+        lpips=None,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        checkpointing_steps=3,
+    )
+
+
+def test_a_resumed_autoencoder_equals_an_unbroken_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unbroken, _ = _run(tmp_path / "unbroken")
+
+    class Killed(Exception):
+        pass
+
+    def kill(step: int, steps: int) -> float:
+        if step == 4:
+            raise Killed
+        return warmup_cosine(step, steps)
+
+    monkeypatch.setattr("silo.train_autoencoder.warmup_cosine", kill)
+    with pytest.raises(Killed):
+        _run(tmp_path / "broken")
+    monkeypatch.undo()
+    resumed, _ = _run(tmp_path / "broken")
+    for a, b in zip(unbroken.parameters(), resumed.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_training_the_decoder_further_leaves_the_latents_alone(tmp_path: Path) -> None:
+    first, record = _run(tmp_path / "first")
+    assert record["held_out_psnr"] > 0
+    second, _ = _run(tmp_path / "second", replace(AUTOENCODER, seed=1), start=first)
+    for name, value in first.state_dict().items():
+        same = torch.equal(value, second.state_dict()[name])
+        assert same == name.startswith("encoder"), name
+
+
+def test_an_autoencoder_learns(tmp_path: Path) -> None:
+    settings = replace(AUTOENCODER, steps=150, batch=8)
+    untrained, _ = _run(tmp_path / "untrained", replace(settings, steps=1))
+    trained, _ = _run(tmp_path / "trained", settings)
+    before, after = (
+        measure_autoencoder(model, _photos(3, 256), None, torch.device("cpu"))["held_out_psnr"]
+        for model in (untrained, trained)
+    )
+    assert after > before + 3
+
+
+def test_the_learning_rate_warms_up_and_falls_to_its_floor() -> None:
+    factors = [warmup_cosine(step, 1000) for step in range(1000)]
+    assert factors[0] == 0.01 and max(factors) == factors[99] == 1
+    assert factors[100:] == sorted(factors[100:], reverse=True)
+    assert factors[-1] == pytest.approx(0.02, abs=1e-3)
+
+
+def test_training_pictures_repeat_and_some_are_blurred() -> None:
+    noisy = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    photos = [Photo("p", "", noisy)]
+    pictures = training_pictures(photos, 40, 48, 0, blurred_rate=0.5)
+    again = training_pictures(photos, 40, 48, 0, blurred_rate=0.5)
+    assert torch.equal(pictures, again)
+    detail = pictures.float().diff(dim=-1).abs().mean((1, 2, 3))
+    blurred = (detail < 0.5 * detail.max()).float().mean()
+    assert 0.2 < blurred < 0.8
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    data = tmp_path / "photos"
+    data.mkdir()
+    generator = np.random.default_rng(0)
+    for index in range(60):
+        pixels = generator.integers(0, 256, (8, 10, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((80, 64)).save(data / f"p{index}.png")
+        (data / f"p{index}.txt").write_text("a photo of a flower")
+    return data
+
+
+def test_train_prior_makes_a_prior_and_train_operator_an_operator_for_it(
+    folder: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "prior"
+    steps = ["--autoencoder_steps", "2", "--denoiser_steps", "2", "--decoder_steps", "2"]
+    assert train_prior(["--train_data_dir", str(folder), "--output_dir", str(output), *steps]) == 0
+    prior = LatentPrior.load(output / "pipeline")
+    assert (prior.native_size, prior.latent_channels) == (256, 8)
+    assert prior.prediction_type == "v_prediction"
+    assert torch.isfinite(prior.decode(prior.encode(torch.zeros(1, 3, 64, 64)))).all()
+    record = json.loads((output / "training.json").read_text())
+    assert record["denoiser"]["settings"]["steps"] == 2
+    arguments = ["--task", "super_resolution_x4", "inpainting_free"]
+    arguments += ["--pretrained_model_name_or_path", str(output / "pipeline")]
+    arguments += ["--train_data_dir", str(folder), "--output_dir", str(tmp_path / "operators")]
+    arguments += ["--resolution", "64", "--pictures", "6", "--max_train_steps", "3"]
+    assert train_operator(arguments) == 0
+    for task, mask in (("super_resolution_x4", False), ("inpainting_free", True)):
+        operator = LatentOperator.from_pretrained(tmp_path / "operators" / task)
+        assert operator.uses_mask == mask
+        assert operator.metadata["task"] == task
+        assert operator.metadata["errors"]["l1"] > 0
+        card = (tmp_path / "operators" / task / "README.md").read_text()
+        assert task in card and "$" not in card

@@ -1,0 +1,62 @@
+"""From the photo to the canvas one paints a mask on, and from the canvas to the mask."""
+
+from typing import Any
+
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from operators.catalog import TASKS
+from operators.pixel import KINDS
+from silo import images, masks
+
+LARGEST_SIDE = 1024  # px, of a picture as the page shows it
+
+
+def view(pixels: Tensor) -> Image.Image:
+    """Return pixels (1, 3, H, W) as a picture of a size fit to be shown and painted on."""
+    picture = images.to_pil(pixels)
+    picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+    return picture
+
+
+def wants_mask(task: str, simulate: bool) -> bool:
+    """Tell whether a person has holes to mark: a simulation draws them, unless they are free."""
+    takes_mask = KINDS[TASKS[task].degradation.kind].needs_mask
+    return takes_mask and (not simulate or task == "inpainting_free")
+
+
+def paint_mask_file(path: str, photo: str) -> dict[str, Any]:
+    """Paint a mask file over the photo, where it can be seen and corrected.
+
+    Returns:
+        The value of a `gr.ImageEditor`: the photo under one layer, white in the holes.
+
+    Raises:
+        BadImage, BadMask: a file that cannot be read, or a mask of another size than the photo.
+    """
+    pixels = images.load_image(photo).pixels
+    mask = masks.load_mask(path)
+    masks.check_size(mask, pixels)
+    picture = view(pixels)
+    hole = F.adaptive_max_pool2d(1 - mask, (picture.height, picture.width))  # no scratch gets lost
+    layer = Image.new("RGBA", picture.size, "white")
+    layer.putalpha(view(hole.expand(-1, 3, -1, -1) * 2 - 1).convert("L"))
+    composite = Image.alpha_composite(picture.convert("RGBA"), layer)
+    return {"background": picture, "layers": [layer], "composite": composite}
+
+
+def painted_mask(canvas: dict[str, Any] | None, size: tuple[int, int]) -> Tensor | None:
+    """Read the mask off the canvas.
+
+    Args:
+        canvas: the value of a `gr.ImageEditor` whose layers are files; None before any photo.
+        size: (height, width) of the photo.
+
+    Returns:
+        (1, 1, *size), 1 = known, 0 = painted; None if nothing is painted.
+    """
+    if canvas is None or not canvas["layers"]:
+        return None
+    mask = masks.load_mask(canvas["layers"][0])
+    return F.interpolate(mask, size) if mask.min() == 0 else None

@@ -1,0 +1,63 @@
+"""The page's sentences: choices, status line, summary, as text or escaped HTML."""
+
+import html
+from dataclasses import dataclass
+
+from PIL import Image
+
+from operators.catalog import TASKS
+from silo.metrics import Scores, scores
+from silo.request import PRESETS, RestorationRequest
+from silo.restorer import Result
+
+
+def paragraphs(*sentences: str) -> str:
+    """Return sentences as HTML."""
+    return "".join(f"<p>{html.escape(sentence)}</p>" for sentence in sentences)
+
+
+def task_choices() -> list[tuple[str, str]]:
+    """Return the tasks in plain words, the field's name beside them."""
+    return [(f"{task.title} ({name.replace('_', ' ')})", name) for name, task in TASKS.items()]
+
+
+def preset_choices(seconds_per_step: float | None) -> list[tuple[str, str]]:
+    """Return the presets with their steps and, once a restoration was timed here, their time."""
+
+    def cost(steps: int) -> str:
+        if seconds_per_step is None:
+            return f"{steps} steps"
+        return f"about {steps * seconds_per_step:.0f} s"
+
+    return [(f"{name.capitalize()}: {cost(steps)}", name) for name, steps in PRESETS.items()]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One update of a restoration under way: plain data, able to leave a ZeroGPU process."""
+
+    step: int
+    total: int
+    seconds_left: float
+    picture: Image.Image | None
+
+    def to_html(self) -> str:
+        """Return the status line and its progress bar."""
+        line = f"Step {self.step} of {self.total}, about {self.seconds_left:.0f} s left"
+        return f'{paragraphs(line)}<progress max="{self.total}" value="{self.step}"></progress>'
+
+
+def summary(result: Result, request: RestorationRequest) -> str:
+    """Return how it went as HTML: seed, cost, scores of a simulated restoration, notices."""
+    cost = f"{result.nfe} denoiser evaluations, {result.seconds:.1f} s"
+    lines = [f"Done. Seed {request.seed}, {cost}."]
+    if request.simulate:
+        restored, degraded = (describe(score) for score in scores(result))
+        lines.append(f"Against the clean photo: {restored}; the degraded photo: {degraded}.")
+    return paragraphs(*lines, *result.notices)
+
+
+def describe(score: Scores) -> str:
+    """Return scores in the units they are read in."""
+    perceptual = "" if score.lpips is None else f", LPIPS {score.lpips:.3f}"
+    return f"PSNR {score.psnr:.1f} dB{perceptual}"

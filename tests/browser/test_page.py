@@ -1,0 +1,127 @@
+"""The page as a visitor meets it."""
+
+import re
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Page, expect
+
+from silo.images import read_parameters
+
+PATIENCE = 180_000  # milliseconds
+FINISHED = re.compile(r"Done\. Seed \d+")
+
+
+def choose_task(page: Page, title: str) -> None:
+    page.locator("#task input").click()
+    page.get_by_role("option", name=title).click()
+
+
+def choose_example(page: Page, number: int = 0) -> None:
+    page.locator("#examples img").nth(number).click()
+    expect(page.locator("#photo")).to_contain_text(".png", timeout=PATIENCE)
+    expect(page.locator("#picture img")).to_be_visible(timeout=PATIENCE)
+
+
+def set_number(page: Page, field: str, value: int) -> None:
+    page.locator(f"{field} input[type=number]").fill(str(value))
+
+
+def restore(page: Page, *, steps: int, seed: int = 0) -> None:
+    page.locator("#advanced > button").click()
+    set_number(page, "#steps", steps)
+    set_number(page, "#seed", seed)
+    page.locator("#restore").click()
+
+
+def is_scrolled_sideways(page: Page) -> bool:
+    return page.evaluate("document.documentElement.scrollWidth > window.innerWidth")
+
+
+def test_an_example_is_degraded_restored_and_downloaded(page: Page, tmp_path: Path) -> None:
+    choose_task(page, "super resolution x4")
+    choose_example(page)
+    restore(page, steps=3, seed=7)
+    expect(page.locator("#status")).to_have_text(FINISHED, timeout=PATIENCE)
+    expect(page.locator("#status")).to_contain_text("Seed 7")
+    expect(page.locator("#comparison img").first).to_be_visible()
+    with page.expect_download() as download:
+        page.locator("#download").click()
+    saved = tmp_path / download.value.suggested_filename
+    download.value.save_as(saved)
+    parameters = read_parameters(saved)
+    assert parameters is not None
+    assert (parameters["task"], parameters["seed"]) == ("super_resolution_x4", 7)
+    assert parameters["steps"] == 3
+    with Image.open(saved) as picture:
+        assert picture.format == "PNG"
+        assert picture.width == picture.height
+
+
+def test_a_file_that_is_no_picture_gets_one_sentence(page: Page, tmp_path: Path) -> None:
+    hostile = tmp_path / "holiday.jpg"
+    hostile.write_text("<script>alert(1)</script>, not a picture")
+    page.locator("#photo input[type=file]").set_input_files(hostile)
+    status = page.locator("#status")
+    expect(status).to_contain_text("holiday.jpg: this is not a picture", timeout=PATIENCE)
+    assert status.locator("p").count() == 1
+    page.locator("#restore").click()
+    toast = page.get_by_test_id("toast-body")
+    expect(toast).to_contain_text("holiday.jpg: this is not a picture", timeout=PATIENCE)
+    expect(page.locator("body")).not_to_contain_text("Traceback")
+
+
+def test_restoring_nothing_asks_for_a_photo(page: Page) -> None:
+    page.locator("#restore").click()
+    toast = page.get_by_test_id("toast-body")
+    expect(toast).to_contain_text("Choose a photo or an example first.", timeout=PATIENCE)
+    expect(page.locator("#restore")).to_be_enabled(timeout=PATIENCE)
+
+
+def test_stop_ends_the_run_and_frees_the_machine(page: Page) -> None:
+    choose_example(page)
+    restore(page, steps=1000)
+    expect(page.locator("#status progress")).to_be_visible(timeout=PATIENCE)
+    page.locator("#stop").click()
+    expect(page.locator("#status")).to_have_text("Stopped.", timeout=PATIENCE)
+    expect(page.locator("#restore")).to_be_enabled()
+    set_number(page, "#steps", 2)
+    page.locator("#restore").click()
+    expect(page.locator("#status")).to_have_text(FINISHED, timeout=PATIENCE)
+
+
+def test_what_is_painted_is_filled_in(page: Page) -> None:
+    choose_task(page, "inpainting free")
+    choose_example(page)
+    surface = page.locator("#canvas canvas").first
+    expect(surface).to_be_visible(timeout=PATIENCE)
+    surface.scroll_into_view_if_needed()
+    box = surface.bounding_box()
+    assert box is not None
+    middle_x, middle_y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(middle_x - 40, middle_y)
+    page.mouse.down()
+    page.mouse.move(middle_x + 40, middle_y, steps=10)
+    page.mouse.up()
+    restore(page, steps=2)
+    expect(page.locator("#status")).to_have_text(FINISHED, timeout=PATIENCE)
+    source = page.locator("#comparison img[src*=before]").get_attribute("src")
+    assert source is not None
+    with Image.open(BytesIO(page.request.get(source).body())) as degraded:
+        centre = degraded.getpixel((degraded.width // 2, degraded.height // 2))
+        corner = degraded.getpixel((2, 2))
+    assert centre == pytest.approx((127, 127, 127), abs=20)  # a hole: grey, but for the noise
+    assert corner != pytest.approx((127, 127, 127), abs=20)
+
+
+@pytest.mark.parametrize("page", [(390, 844)], indirect=True, ids=["phone"])
+def test_a_phone_needs_no_sideways_scrolling(page: Page) -> None:
+    assert not is_scrolled_sideways(page)
+    choose_task(page, "inpainting free")
+    choose_example(page)
+    expect(page.locator("#canvas")).to_be_visible(timeout=PATIENCE)
+    page.locator("#advanced > button").click()
+    expect(page.locator("#seed")).to_be_visible()
+    assert not is_scrolled_sideways(page)

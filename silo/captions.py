@@ -45,6 +45,12 @@ def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     return torch.tensor(encoded["input_ids"])
 
 
+def special_ids(tokenizer: CLIPTokenizer) -> tuple[int, int]:
+    """The ids of the start and the end mark; the latter also pads."""
+    start, end = tokenizer.convert_tokens_to_ids([START, END])
+    return start, end
+
+
 def _merges(learner: Tokenizer) -> list[list[str]]:
     merges = json.loads(learner.to_str())["model"]["merges"]
     return [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]

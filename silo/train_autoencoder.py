@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from silo import checkpoints
@@ -78,7 +78,7 @@ def train_autoencoder(
         The averaged weights, and a record of settings, losses and held-out fidelity.
     """
     model = build_autoencoder(settings) if start is None else copy.deepcopy(start)
-    model.to(device=device, memory_format=torch.channels_last)
+    nn.Module.to(model, device=device, memory_format=torch.channels_last)
     model.requires_grad_(True).encoder.requires_grad_(start is None)
     average = copy.deepcopy(model).requires_grad_(False)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -138,7 +138,7 @@ def measure_autoencoder(
     psnr, distance = [], []
     for photo in photos:
         image = center_crop(photo, 256)[None].to(device)
-        restored = model.decode(model.encode(image).latents).sample.clamp(-1, 1)
+        restored = model.decoder(model.encoder(image)).clamp(-1, 1)
         psnr.append(10 * math.log10(4 / float(F.mse_loss(restored, image))))
         if lpips is not None:
             distance.append(float(lpips(restored, image)))
@@ -165,10 +165,10 @@ def _losses(
     dtype: torch.dtype,
 ) -> dict[str, Tensor]:
     with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
-        latents = model.encode(images).latents
+        latents = model.encoder(images)
         noise = torch.randn(latents.shape, generator=generator).to(latents)
         noisy = latents + LATENT_NOISE * noise
-        restored = model.decode(noisy).sample.float()
+        restored = model.decoder(noisy).float()
     flat = latents.float().transpose(0, 1).flatten(1)
     moments = flat.mean(1).square().mean() + (flat.std(1) - 1).square().mean()
     losses = {"l1": F.l1_loss(restored, images), "moments": MOMENT_WEIGHT * moments}

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from silo import checkpoints
-from silo.captions import build_tokenizer, token_ids
+from silo.captions import build_tokenizer, special_ids, token_ids
 from silo.data import Photo, to_tensor
 from silo.train_autoencoder import warmup_cosine
 from silo.training_log import TrainingLog
@@ -51,6 +52,7 @@ class TextToLatent(nn.Module):
         """Build both with random weights."""
         super().__init__()
         torch.manual_seed(settings.seed)
+        start, end = special_ids(tokenizer)
         self.text_encoder = CLIPTextModel(
             CLIPTextConfig(
                 vocab_size=len(tokenizer),
@@ -59,12 +61,14 @@ class TextToLatent(nn.Module):
                 num_hidden_layers=settings.text_layers,
                 num_attention_heads=max(1, settings.text_width // settings.head_width),
                 max_position_embeddings=tokenizer.model_max_length,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
+                bos_token_id=start,
+                eos_token_id=end,
+                pad_token_id=end,
             )
         )
         deeper = len(settings.widths) - 1  # attention everywhere but at full latent size
+        # diffusers takes one entry a level, though it annotates a tuple of one.
+        heads: Any = tuple(width // settings.head_width for width in settings.widths)
         self.unet = UNet2DConditionModel(
             sample_size=settings.latent_size,
             in_channels=latent_channels,
@@ -74,7 +78,7 @@ class TextToLatent(nn.Module):
             down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * deeper,
             up_block_types=("CrossAttnUpBlock2D",) * deeper + ("UpBlock2D",),
             cross_attention_dim=settings.text_width,
-            attention_head_dim=tuple(width // settings.head_width for width in settings.widths),
+            attention_head_dim=heads,
         )
 
     def forward(self, latents: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
@@ -117,9 +121,7 @@ def encode_photos(
             for mirrored in (0, 1):
                 view = (image.flip(-1) if mirrored else image)[..., :height, :width].to(device)
                 with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                    latent = autoencoder.encode(
-                        view.contiguous(memory_format=torch.channels_last)
-                    ).latents
+                    latent = autoencoder.encoder(view.contiguous(memory_format=torch.channels_last))
                 tensors[f"{index:06d}.{mirrored}"] = latent[0].half().cpu().contiguous()
         aside = cache.with_suffix(".partial")
         save_file(tensors, aside)
@@ -148,7 +150,7 @@ def train_denoiser(
     null = token_ids(tokenizer, [""])[0]
     alpha_bar = build_scheduler().alphas_cumprod.double()
     model = TextToLatent(settings, latents[0][0].shape[0], tokenizer).to(device)
-    model.unet.to(memory_format=torch.channels_last)
+    nn.Module.to(model.unet, memory_format=torch.channels_last)
     average = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=settings.learning_rate, betas=ADAM_BETAS, weight_decay=0.01

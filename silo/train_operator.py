@@ -103,7 +103,7 @@ def make_pairs(
         picture = pictures[index : index + 1].float()
         low, high = NOISE_RANGE
         sigma = low + (high - low) * float(torch.rand((), generator=generator))
-        mask = operator.draw_mask(*picture.shape[-2:], generator)
+        mask = operator.draw_mask(picture.shape[-2], picture.shape[-1], generator)
         y = operator.forward(picture, mask)
         y = y + 2 * sigma * torch.randn(y.shape, generator=generator)
         measured.append(prior.encode(operator.to_full_size(y)).half().cpu())

@@ -3,7 +3,7 @@ from pathlib import Path
 import torch
 from transformers import CLIPTokenizer
 
-from silo.captions import MAX_TOKENS, build_tokenizer, token_ids
+from silo.captions import MAX_TOKENS, build_tokenizer, special_ids, token_ids
 
 CAPTIONS = ["a photo of a dandelion", "a portrait photo of a man", "a photo of a T-shirt"] * 5
 
@@ -27,7 +27,7 @@ def test_ids_are_padded_truncated_and_independent_of_the_order_of_captions() -> 
     tokenizer = build_tokenizer(CAPTIONS)
     ids = token_ids(tokenizer, ["", "photo " * 50])
     assert ids.shape == (2, MAX_TOKENS)
-    assert ids[0, 0] == tokenizer.bos_token_id
-    assert set(ids[0, 1:].tolist()) == {tokenizer.eos_token_id}
-    assert ids[1, -1] == tokenizer.eos_token_id
+    start, end = special_ids(tokenizer)
+    assert ids[0].tolist() == [start] + [end] * (MAX_TOKENS - 1)
+    assert ids[1, -1] == end
     assert torch.equal(ids, token_ids(build_tokenizer(CAPTIONS[::-1]), ["", "photo " * 50]))

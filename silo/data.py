@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from silo.decoding import SUFFIXES
 from silo.errors import BadRequest
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 SPLITS = ("train", "held_out", "all")
 HELD_OUT_ONE_IN = 40
 
@@ -68,13 +68,13 @@ def iterate_photos(folders: list[Path], split: str, min_side: int = 0) -> Iterat
     if not found:
         raise BadRequest(
             f"No pictures of the split '{split}' in {', '.join(map(str, folders))}; "
-            f"expected {', '.join(IMAGE_SUFFIXES)} files or .tar shards."
+            f"expected {', '.join(SUFFIXES)} files or .tar shards."
         )
 
 
 def _samples(folder: Path) -> Iterator[tuple[str, str, io.BytesIO]]:
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in IMAGE_SUFFIXES:
+        if path.suffix.lower() in SUFFIXES:
             text = path.with_suffix(".txt")
             caption = text.read_text().strip() if text.is_file() else ""
             yield path.stem, caption, io.BytesIO(path.read_bytes())
@@ -94,7 +94,7 @@ def _tar_samples(path: Path) -> Iterator[tuple[str, str, io.BytesIO]]:
                 contents.setdefault(stem, {})["." + suffix.lower()] = handle.read()
     for stem, parts in contents.items():
         caption = parts.get(".txt", b"").decode().strip()
-        for suffix in IMAGE_SUFFIXES:
+        for suffix in SUFFIXES:
             if suffix in parts:
                 yield stem, caption, io.BytesIO(parts[suffix])
 

@@ -32,8 +32,7 @@ MEASUREMENT_LATENT_BOUND = 4.0
 # Pictures of up to twice the prior's side are worked on at their own size, larger ones scaled down:
 # beyond that a Stable Diffusion prior repeats its subjects, and memory grows with the area.
 LARGEST_SIDE_RATIO = 2
-# The measurement's noise and mask come from a stream of their own, far above the samples' seeds.
-_MEASUREMENT_STREAM = 1 << 40
+_MEASUREMENT_STREAM = 1 << 40  # far above any sample's seed
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,7 @@ class Restorer:
         task = get_task(request.task)
         degradation = task.degradation.with_noise(request.effective_noise_sigma)
         operator = degradation.operator()
-        generator = torch.Generator().manual_seed(request.seed + _MEASUREMENT_STREAM)
+        generator = measurement_generator(request.seed)
         picture, plan = fit(
             request.image,
             multiple=self.prior.size_multiple,
@@ -269,6 +268,11 @@ class Restorer:
             operator.requires_grad_(False).to(self.prior.device)
             self._operators[task] = operator
         return self._operators[task]
+
+
+def measurement_generator(seed: int) -> torch.Generator:
+    """Where a simulated measurement's mask and noise come from: apart from the samples' noise."""
+    return torch.Generator().manual_seed(seed + _MEASUREMENT_STREAM)
 
 
 def _eta(request: RestorationRequest) -> float:

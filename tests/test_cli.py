@@ -10,6 +10,10 @@ import torch
 from operators.convolutional import CompactCNN
 from silo.__main__ import main
 from silo.images import load_image, read_parameters, save_png
+from silo.masks import load_mask
+from silo.prior import LatentPrior
+from silo.request import RestorationRequest
+from silo.restorer import Restorer
 
 ROOT = Path(__file__).parent.parent
 
@@ -168,16 +172,30 @@ def test_damaged_and_missing_pictures_are_errors_of_one_line(restore, photos: Pa
         assert path.name in line
 
 
-def test_degrade_writes_what_restore_takes(photos: Path, tmp_path: Path, capsys) -> None:
-    small = tmp_path / "small.png"
+def test_degrade_writes_the_measurement_that_restore_simulates(
+    photos: Path, tmp_path: Path, tiny_prior: LatentPrior, operator: Path, capsys
+) -> None:
+    small, fitting = tmp_path / "small.png", tmp_path / "fitting.png"
+    save_png(fitting, load_image(photos / "p0.png").pixels[..., :32])
     arguments = ["--task", "super_resolution_x4", "--out", str(small), "--seed", "3"]
-    assert main(["degrade", str(photos / "p0.png"), *arguments]) == 0
-    assert load_image(small).pixels.shape == (1, 3, 8, 12)
-    first = small.read_bytes()
-    assert main(["degrade", str(photos / "p0.png"), *arguments]) == 0
-    assert small.read_bytes() == first
+    assert main(["degrade", str(fitting), *arguments]) == 0
+    picture = load_image(fitting).pixels
+    request = RestorationRequest("super_resolution_x4", picture, simulate=True, seed=3)
+    measured = Restorer(tiny_prior, operator=operator).measure(request)
+    expected = measured.y.clamp(-1, 1)
+    torch.testing.assert_close(load_image(small).pixels, expected, atol=1 / 127, rtol=0)
     assert main(["degrade", str(photos / "p0.png"), "--task", "none", "--out", str(small)]) == 2
     assert "none" in capsys.readouterr().err
+
+
+def test_degrade_writes_the_mask_it_drew(photos: Path, tmp_path: Path) -> None:
+    arguments = ["--task", "inpainting_random", "--out", str(tmp_path / "lost.png")]
+    assert main(["degrade", str(photos / "p0.png"), *arguments, "--noise-sigma", "0"]) == 0
+    mask = load_mask(tmp_path / "lost_mask.png")
+    assert 0.2 < mask.mean() < 0.4
+    kept = mask * load_image(photos / "p0.png").pixels
+    measured = load_image(tmp_path / "lost.png").pixels
+    torch.testing.assert_close(measured, kept, atol=1 / 127, rtol=0)
 
 
 def test_operators_list_shows_the_shelf(operator: Path, monkeypatch, capsys) -> None:

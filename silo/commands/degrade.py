@@ -1,15 +1,19 @@
-"""`python -m silo degrade`: a clean picture in, its measurement out."""
+"""`python -m silo degrade`: a clean picture in, its measurement out.
+
+At the same seed it is the measurement that `restore --simulate` makes, for a picture that needs no
+fitting to the prior's grid. A mask that was drawn, not
+given, is written beside it as NAME_mask.png, white where the picture is lost.
+"""
 
 import argparse
 from pathlib import Path
 
-import torch
-
 from operators.catalog import TASKS, get_task
 from operators.pixel import measure
 from silo.images import load_image, save_png
-from silo.masks import check_size, load_mask
+from silo.masks import load_mask
 from silo.request import RestorationRequest
+from silo.restorer import measurement_generator
 
 
 def main(argv: list[str]) -> int:
@@ -30,15 +34,18 @@ def main(argv: list[str]) -> int:
     operator = degradation.operator()
     # The factor must divide the size: up to factor - 1 rows and columns at the far edges go.
     height, width = (side // operator.downscale * operator.downscale for side in image.shape[-2:])
-    generator = torch.Generator().manual_seed(request.seed)
-    if mask is None:
-        mask = operator.draw_mask(height, width, generator)
-    else:
-        check_size(mask, image)
-    y = measure(image[..., :height, :width], degradation, generator, mask)
+    generator = measurement_generator(request.seed)
+    drawn = operator.draw_mask(height, width, generator) if mask is None else None
+    y = measure(
+        image[..., :height, :width], degradation, generator, drawn if mask is None else mask
+    )
     parameters = {"degradation": degradation.to_dict(), "seed": request.seed}
-    save_png(arguments.out, y[0], parameters)
-    print(arguments.out)
+    written: list[Path] = [arguments.out]
+    save_png(arguments.out, y, parameters)
+    if drawn is not None:
+        written.append(arguments.out.with_stem(arguments.out.stem + "_mask"))
+        save_png(written[-1], (1 - 2 * drawn).expand(-1, 3, -1, -1))
+    print(*written, sep="\n")
     return 0
 
 

@@ -65,6 +65,7 @@ def main(argv: list[str] | None = None) -> int:
                 preset=arguments.preset,
                 steps=arguments.steps,
                 eta=arguments.eta,
+                keep_known=arguments.keep_known,
                 clamp=arguments.clamp,
                 prompt=photo.caption if arguments.captions else "",
                 guidance_scale=arguments.guidance_scale,
@@ -183,6 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--eta", type=float)
     parser.add_argument("--clamp", type=float)
+    parser.add_argument("--keep-known", action="store_true", help="with a mask: as `restore` does")
     parser.add_argument("--captions", action="store_true", help="use each picture's caption")
     parser.add_argument("--guidance-scale", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)

@@ -39,6 +39,8 @@ class RestorationRequest:
         steps: denoising steps, 1 to 1000, in place of the preset's.
         eta: consistency scale, 0 or more, in place of the task's.
         noise_sigma: std of the measurement's noise in [0, 1] units, in place of the task's.
+        keep_known: with a mask, keep what is known as it is and fade into the restoration at the
+            hole's edge; without, as in the paper, everything comes out of the decoder.
         clamp: bound on each element of the guidance gradient; None for none.
         samples: how many restorations of the picture; sample i is seeded with seed + i.
         seed: 0 to 2^32 - 1, the source of all random numbers.
@@ -60,6 +62,7 @@ class RestorationRequest:
     steps: int | None = None
     eta: float | None = None
     noise_sigma: float | None = None
+    keep_known: bool = True
     clamp: float | None = None
     samples: int = 1
     seed: int = 0

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from PIL.Image import Image
 from torch import Tensor
 
@@ -32,6 +33,7 @@ MEASUREMENT_LATENT_BOUND = 4.0
 # Pictures of up to twice the prior's side are worked on at their own size, larger ones scaled down:
 # beyond that a Stable Diffusion prior repeats its subjects, and memory grows with the area.
 LARGEST_SIDE_RATIO = 2
+FADE_RADIUS = 2  # px; half the width of the seam around a hole
 _MEASUREMENT_STREAM = 1 << 40  # far above any sample's seed
 
 
@@ -181,6 +183,7 @@ class Restorer:
             "sampler": request.sampler,
             "steps": request.effective_steps,
             "eta": _eta(request),
+            "keep_known": request.keep_known,
             "clamp": request.clamp,
             "noise_sigma": request.effective_noise_sigma,
             "prompt": request.prompt,
@@ -232,6 +235,8 @@ class Restorer:
         assert last is not None, "a schedule has at least one step"
         with torch.no_grad():
             restored = self.prior.decode(last.latent).cpu()
+            if request.keep_known and measured.mask is not None:
+                restored = keep_known(restored, measured.full_size, measured.mask)
         notices = list(self.prior.notices)
         if prompt.truncated:
             notices.append("The prompt is longer than the prior reads; its end was ignored.")
@@ -268,6 +273,21 @@ class Restorer:
             operator.requires_grad_(False).to(self.prior.device)
             self._operators[task] = operator
         return self._operators[task]
+
+
+def keep_known(restored: Tensor, measurement: Tensor, mask: Tensor) -> Tensor:
+    """The measurement where it is known, the restoration in the hole, a fade between them.
+
+    Args:
+        restored: (B, 3, H, W).
+        measurement: (1, 3, H, W), whose known pixels carry the measurement's noise.
+        mask: (1, 1, H, W), 1 = known.
+    """
+    size, padding = 2 * FADE_RADIUS + 1, FADE_RADIUS
+    hole = F.max_pool2d(1 - mask, size, stride=1, padding=padding)
+    # Averaged after growing: still 1 in the whole hole, then down to 0 over 2 FADE_RADIUS pixels.
+    weight = F.avg_pool2d(hole, size, stride=1, padding=padding, count_include_pad=False)
+    return weight * restored + (1 - weight) * measurement
 
 
 def measurement_generator(seed: int) -> torch.Generator:

@@ -110,6 +110,32 @@ def test_what_lies_in_a_hole_makes_no_difference(
     assert torch.equal(images[0], images[1])
 
 
+def test_known_pixels_are_kept_unless_asked_otherwise_and_holes_are_filled(
+    tiny_prior: LatentPrior, operators: dict[str, Path]
+) -> None:
+    restorer = Restorer(tiny_prior, operator=operators["inpainting_free"])
+    mask = torch.ones(1, 1, 64, 96)
+    mask[..., 20:44, 40:70] = 0
+    picture = _picture()
+    kept, painted = (
+        _restore(
+            restorer,
+            RestorationRequest("inpainting_free", picture, mask=mask, steps=STEPS, keep_known=keep),
+        )[1].images
+        for keep in (True, False)
+    )
+    hole = (mask == 0).expand_as(picture)
+    assert torch.equal(kept[hole], painted[hole])
+    far = torch.ones_like(mask)
+    far[..., 16:48, 36:74] = 0
+    known = (far == 1).expand_as(picture)
+    torch.testing.assert_close(kept[known], picture[known])
+    assert (painted[known] - picture[known]).abs().mean() > 0.05
+    # In the seam every pixel lies between the two.
+    low, high = torch.minimum(painted, picture), torch.maximum(painted, picture)
+    assert ((kept >= low - 1e-5) & (kept <= high + 1e-5))[~hole].all()
+
+
 def test_samples_equal_runs_of_their_own_and_one_seed_gives_one_picture(
     tiny_prior: LatentPrior, operators: dict[str, Path]
 ) -> None:

@@ -61,6 +61,7 @@ def main(argv: list[str]) -> int:
                 steps=arguments.steps,
                 eta=arguments.eta,
                 noise_sigma=arguments.noise_sigma,
+                keep_known=arguments.keep_known,
                 clamp=arguments.clamp,
                 samples=arguments.samples,
                 seed=arguments.seed,
@@ -224,6 +225,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--clamp", type=float, help="bound on the guidance gradient's elements")
     parser.add_argument("--noise-sigma", type=float, help="of INPUT, for pictures in [0, 1]")
     parser.add_argument("--mask", type=Path, help="picture of INPUT's size; white = fill in")
+    parser.add_argument(
+        "--keep-known",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="with a mask: keep the known pixels as they are",
+    )
     parser.add_argument("--prompt", default="", help="what the picture shows")
     parser.add_argument("--negative-prompt", default="", help="what it does not show")
     parser.add_argument("--guidance-scale", type=float, default=1.0, help="of the prompt; 1 = none")

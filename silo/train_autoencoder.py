@@ -14,18 +14,15 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from silo import checkpoints
 from silo.data import Photo, center_crop, random_crop, to_tensor
 from silo.lpips import LPIPS
-from silo.training_log import TrainingLog
+from silo.training_loop import TrainingLoop
 
 MOMENT_WEIGHT = 0.02
 LATENT_NOISE = 0.05
 AVERAGE_DECAY = 0.999
 ADAM_BETAS = (0.9, 0.99)
-GRADIENT_NORM = 1.0
 
 
 @dataclass(frozen=True)
@@ -80,54 +77,27 @@ def train_autoencoder(
     model = build_autoencoder(settings) if start is None else copy.deepcopy(start)
     nn.Module.to(model, device=device, memory_format=torch.channels_last)
     model.requires_grad_(True).encoder.requires_grad_(start is None)
-    average = copy.deepcopy(model).requires_grad_(False)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trained, lr=settings.learning_rate, betas=ADAM_BETAS, weight_decay=0.0
+    loop = TrainingLoop(
+        model,
+        output,
+        steps=settings.steps,
+        learning_rate=settings.learning_rate,
+        decay=AVERAGE_DECAY,
+        seed=settings.seed,
+        checkpointing_steps=checkpointing_steps,
+        betas=ADAM_BETAS,
     )
-    first, log = 0, TrainingLog(output / "log.jsonl")
-    if found := checkpoints.latest(output):
-        first = found[0]
-        checkpoints.restore(found[1], model, average, optimizer)
-    for step in tqdm(
-        range(first, settings.steps), initial=first, total=settings.steps, unit="step"
-    ):
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * warmup_cosine(step, settings.steps)
-        # Every draw of a step follows from (seed, step): a resumed run repeats an unbroken one.
-        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
-        images = (
-            _crops(photos, settings, generator)
-            .to(device)
-            .contiguous(memory_format=torch.channels_last)
-        )
-        losses = _losses(model, images, lpips, settings.lpips_weight, generator, dtype)
-        loss = torch.stack(list(losses.values())).sum()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, GRADIENT_NORM)
-        optimizer.step()
-        checkpoints.update_average(average, model, step, AVERAGE_DECAY)
-        if (step + 1) % 50 == 0:
-            log.write(step + 1, {name: float(value.detach()) for name, value in losses.items()})
-        if (step + 1) % checkpointing_steps == 0 or step + 1 == settings.steps:
-            state = checkpoints.training_tensors(model, average, optimizer)
-            checkpoints.save(output, step + 1, state)
+    for generator in loop:
+        images = _crops(photos, settings, generator).to(device)
+        images = images.contiguous(memory_format=torch.channels_last)
+        loop.update(_losses(model, images, lpips, settings.lpips_weight, generator, dtype))
     record = {
         "settings": asdict(settings),
         "pictures": len(photos),
-        "log": log.read(),
-        **measure_autoencoder(average, held_out, lpips, device),
+        "log": loop.log.read(),
+        **measure_autoencoder(loop.average, held_out, lpips, device),
     }
-    return average, record
-
-
-def warmup_cosine(step: int, steps: int, warmup: int = 100, floor: float = 0.02) -> float:
-    """Learning-rate factor: linear to 1 over `warmup` steps, then a cosine down to `floor`."""
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+    return loop.average, record
 
 
 @torch.no_grad()

@@ -1,6 +1,5 @@
 """Train the text-conditioned denoiser of a small prior on latents that are computed once."""
 
-import copy
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,15 +15,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from silo import checkpoints
 from silo.captions import build_tokenizer, special_ids, token_ids
 from silo.data import Photo, to_tensor
-from silo.train_autoencoder import warmup_cosine
-from silo.training_log import TrainingLog
+from silo.training_loop import TrainingLoop
 
 AVERAGE_DECAY = 0.999
 ADAM_BETAS = (0.9, 0.99)
-GRADIENT_NORM = 1.0
+WEIGHT_DECAY = 0.01
 NULL_CAPTION_RATE = 0.1
 
 
@@ -151,22 +148,18 @@ def train_denoiser(
     alpha_bar = build_scheduler().alphas_cumprod.double()
     model = TextToLatent(settings, latents[0][0].shape[0], tokenizer).to(device)
     nn.Module.to(model.unet, memory_format=torch.channels_last)
-    average = copy.deepcopy(model).requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, betas=ADAM_BETAS, weight_decay=0.01
+    loop = TrainingLoop(
+        model,
+        output,
+        steps=settings.steps,
+        learning_rate=settings.learning_rate,
+        decay=AVERAGE_DECAY,
+        seed=settings.seed,
+        checkpointing_steps=checkpointing_steps,
+        betas=ADAM_BETAS,
+        weight_decay=WEIGHT_DECAY,
     )
-    first, log = 0, TrainingLog(output / "log.jsonl")
-    if found := checkpoints.latest(output):
-        first = found[0]
-        checkpoints.restore(found[1], model, average, optimizer)
-    running = 0.0
-    for step in tqdm(
-        range(first, settings.steps), initial=first, total=settings.steps, unit="step"
-    ):
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * warmup_cosine(step, settings.steps)
-        # Every draw of a step follows from (seed, step): a resumed run repeats an unbroken one.
-        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
+    for generator in loop:
         picks = torch.randint(len(latents), (settings.batch,), generator=generator)
         clean = torch.stack(
             [_random_crop(latents[i], settings.latent_size, generator) for i in picks.tolist()]
@@ -183,20 +176,8 @@ def train_denoiser(
         noisy = noisy.to(device).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             predicted = model(noisy, timesteps.to(device), text.to(device))
-        loss = F.mse_loss(predicted.float(), target.to(device))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
-        optimizer.step()
-        checkpoints.update_average(average, model, step, AVERAGE_DECAY)
-        running += float(loss.detach()) / 50
-        if (step + 1) % 50 == 0:
-            log.write(step + 1, {"v_loss": running})
-            running = 0.0
-        if (step + 1) % checkpointing_steps == 0 or step + 1 == settings.steps:
-            state = checkpoints.training_tensors(model, average, optimizer)
-            checkpoints.save(output, step + 1, state)
-    return average, tokenizer, {"settings": asdict(settings), "log": log.read()}
+        loop.update({"v_loss": F.mse_loss(predicted.float(), target.to(device))})
+    return loop.average, tokenizer, {"settings": asdict(settings), "log": loop.log.read()}
 
 
 def _random_crop(views: list[Tensor], size: int, generator: torch.Generator) -> Tensor:

@@ -9,7 +9,6 @@ interrupted resumes from its newest checkpoint. The operators lie in OUT/<task>.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,18 +22,15 @@ from operators.blur import GaussianBlur
 from operators.catalog import TASKS, Task, get_task
 from operators.convolutional import CompactCNN
 from operators.latent import LatentOperator
-from silo import checkpoints
 from silo.allocation import keep_freed_memory
 from silo.data import Photo, iterate_photos, random_resized_crop
 from silo.devices import pick_device, pick_dtype
 from silo.model_card import render_operator_card
 from silo.prior import LatentPrior
-from silo.train_autoencoder import warmup_cosine
-from silo.training_log import TrainingLog
+from silo.training_loop import TrainingLoop
 
 NOISE_RANGE = (0.0, 0.05)
 AVERAGE_DECAY = 0.995
-GRADIENT_NORM = 1.0
 # At high noise levels the clean estimate is a blurred picture, so H_theta must know such pictures.
 BLURRED_RATE, BLUR_STD = 0.3, (0.5, 6.0)
 
@@ -126,34 +122,20 @@ def train_operator(
     """Train a CompactCNN with L1 on the pairs, resuming; returns the averaged weights."""
     torch.manual_seed(settings.seed)
     model = CompactCNN(pairs.clean.shape[1], mask=pairs.mask is not None, scale=scale).to(device)
-    average = copy.deepcopy(model).requires_grad_(False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.0)
-    first, log = 0, TrainingLog(output / "log.jsonl")
-    if found := checkpoints.latest(output):
-        first = found[0]
-        checkpoints.restore(found[1], model, average, optimizer)
-    running = 0.0
-    for step in tqdm(
-        range(first, settings.steps), initial=first, total=settings.steps, unit="step"
-    ):
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * warmup_cosine(step, settings.steps)
-        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
+    loop = TrainingLoop(
+        model,
+        output,
+        steps=settings.steps,
+        learning_rate=settings.learning_rate,
+        decay=AVERAGE_DECAY,
+        seed=settings.seed,
+        checkpointing_steps=checkpointing_steps,
+    )
+    for generator in loop:
         picks = torch.randint(len(pairs.clean), (settings.batch,), generator=generator)
-        loss = _l1(model, pairs, picks, device).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
-        optimizer.step()
-        checkpoints.update_average(average, model, step, AVERAGE_DECAY)
-        running += float(loss.detach()) / 100
-        if (step + 1) % 100 == 0:
-            log.write(step + 1, {"l1": running})
-            running = 0.0
-        if (step + 1) % checkpointing_steps == 0 or step + 1 == settings.steps:
-            state = checkpoints.training_tensors(model, average, optimizer)
-            checkpoints.save(output, step + 1, state)
-    return average.eval()
+        target = pairs.measured[picks].float().to(device)
+        loop.update({"l1": F.l1_loss(_predict(model, pairs, picks, device), target)})
+    return loop.average.eval()
 
 
 @torch.no_grad()
@@ -178,13 +160,6 @@ def _predict(
     mask = None if pairs.mask is None else pairs.mask[picks].float().to(device)
     sigma = pairs.noise_sigma[picks].to(device)
     return operator(pairs.clean[picks].float().to(device), sigma, mask=mask)
-
-
-def _l1(
-    operator: LatentOperator, pairs: LatentPairs, picks: Tensor, device: torch.device
-) -> Tensor:
-    target = pairs.measured[picks].float().to(device)
-    return (_predict(operator, pairs, picks, device) - target).abs()
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,16 +9,17 @@ from PIL import Image
 
 from operators.latent import LatentOperator
 from silo.data import Photo
+from silo.errors import NumericalError
 from silo.prior import LatentPrior
 from silo.train_autoencoder import (
     AutoencoderTraining,
     measure_autoencoder,
     train_autoencoder,
-    warmup_cosine,
 )
 from silo.train_operator import main as train_operator
 from silo.train_operator import training_pictures
 from silo.train_prior import main as train_prior
+from silo.training_loop import TrainingLoop, warmup_cosine
 
 AUTOENCODER = AutoencoderTraining(
     latent_channels=4,
@@ -67,7 +68,7 @@ def test_a_resumed_autoencoder_equals_an_unbroken_one(
             raise Killed
         return warmup_cosine(step, steps)
 
-    monkeypatch.setattr("silo.train_autoencoder.warmup_cosine", kill)
+    monkeypatch.setattr("silo.training_loop.warmup_cosine", kill)
     with pytest.raises(Killed):
         _run(tmp_path / "broken")
     monkeypatch.undo()
@@ -101,6 +102,29 @@ def test_the_learning_rate_warms_up_and_falls_to_its_floor() -> None:
     assert factors[0] == 0.01 and max(factors) == factors[99] == 1
     assert factors[100:] == sorted(factors[100:], reverse=True)
     assert factors[-1] == pytest.approx(0.02, abs=1e-3)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_last_good_state_kept(tmp_path: Path) -> None:
+    def run(steps: int, poison: bool) -> TrainingLoop[torch.nn.Linear]:
+        torch.manual_seed(0)
+        loop = TrainingLoop(
+            torch.nn.Linear(2, 1),
+            tmp_path,
+            steps=steps,
+            learning_rate=0.1,
+            decay=0.9,
+            seed=0,
+            checkpointing_steps=2,
+        )
+        for generator in loop:
+            loss = loop.model(torch.randn(3, 2, generator=generator)).square().mean()
+            loop.update({"loss": loss * float("nan") if poison else loss})
+        return loop
+
+    good = run(2, poison=False).model.weight.clone()
+    with pytest.raises(NumericalError, match="step 3"):
+        run(4, poison=True)
+    assert torch.equal(run(2, poison=False).model.weight, good)
 
 
 def test_training_pictures_repeat_and_some_are_blurred() -> None:

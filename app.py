@@ -267,7 +267,7 @@ def build(restorer_factory: Callable[[], Restorer]) -> gr.Blocks:
                 samples=given[samples],
                 seed=given[seed],
             )
-            eta = TASKS[request.task].eta_at(request.effective_steps)
+            eta = restorer_factory().parameters(request)["eta"]
             return dataclasses.replace(request, eta=given[faithfulness] * eta)
 
         def measurement_of(request: RestorationRequest) -> Image.Image:

@@ -24,22 +24,13 @@ class Task:
         name: the task's name, on the command line and on the Hub.
         title: what somebody with a damaged photo would call it.
         degradation: A and the noise level of the paper.
-        eta: the consistency scale at 1,000 steps (paper: 0.5, and 1 for inpainting).
+        eta: the paper's consistency scale at its 1,000 steps; an operator may know a better one.
     """
 
     name: str
     title: str
     degradation: Degradation
     eta: float
-
-    def eta_at(self, steps: int) -> float:
-        """The consistency scale for `steps`: fewer steps have to go further each."""
-        return self.eta * (1000 / steps) ** ETA_EXPONENT
-
-
-# Between a constant (0), which forgets the photo in few steps, and constant total guidance (1),
-# which overshoots; chosen on held-out photos, see hub_cards/eta.md.
-ETA_EXPONENT = 0.75
 
 
 _SMALL, _TINY = ({"factor": factor} for factor in (4, 8))

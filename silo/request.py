@@ -12,7 +12,7 @@ from silo.errors import BadMask, BadRequest
 from silo.masks import check_size
 from silo.samplers import SAMPLERS
 
-PRESETS: Mapping[str, int] = MappingProxyType({"quick": 50, "balanced": 200, "paper": 1000})
+PRESETS: Mapping[str, int] = MappingProxyType({"quick": 50, "balanced": 100, "paper": 1000})
 MAX_STEPS = 1000
 MAX_SAMPLES = 16
 MAX_SEED = 2**32 - 1

@@ -33,6 +33,7 @@ MEASUREMENT_LATENT_BOUND = 4.0
 # Pictures of up to twice the prior's side are worked on at their own size, larger ones scaled down:
 # beyond that a Stable Diffusion prior repeats its subjects, and memory grows with the area.
 LARGEST_SIDE_RATIO = 2
+PAPER_STEPS = 1000  # what the paper's consistency scales are for
 FADE_RADIUS = 2  # px; half the width of the seam around a hole
 _MEASUREMENT_STREAM = 1 << 40  # far above any sample's seed
 
@@ -182,7 +183,7 @@ class Restorer:
             "simulate": request.simulate,
             "sampler": request.sampler,
             "steps": request.effective_steps,
-            "eta": _eta(request),
+            "eta": self._eta(request),
             "keep_known": request.keep_known,
             "clamp": request.clamp,
             "noise_sigma": request.effective_noise_sigma,
@@ -221,7 +222,7 @@ class Restorer:
         sampler = SAMPLERS[request.sampler](
             problem,
             spaced(self.prior.alphas_cumprod, request.effective_steps),
-            eta=_eta(request),
+            eta=self._eta(request),
             generators=generators(request.seed, request.samples),
             clamp=request.clamp,
         )
@@ -246,6 +247,17 @@ class Restorer:
         seconds = time.perf_counter() - started
         nfe = self.prior.nfe - evaluations
         yield Result(restored, measured, self.parameters(request), seconds, nfe, notices)
+
+    def _eta(self, request: RestorationRequest) -> float:
+        """The consistency scale: asked for, or that of the operator or the task for 1,000 steps.
+
+        It grows with 1 / steps, so that the guidance adds up to the same whatever their number.
+        """
+        if request.eta is not None:
+            return request.eta
+        default = get_task(request.task).eta
+        eta = self._operator(request.task).metadata.get("eta", default)
+        return eta * PAPER_STEPS / request.effective_steps
 
     def _operator_name(self, task: str) -> str:
         if self._chosen is not None:
@@ -293,8 +305,3 @@ def keep_known(restored: Tensor, measurement: Tensor, mask: Tensor) -> Tensor:
 def measurement_generator(seed: int) -> torch.Generator:
     """Where a simulated measurement's mask and noise come from: apart from the samples' noise."""
     return torch.Generator().manual_seed(seed + _MEASUREMENT_STREAM)
-
-
-def _eta(request: RestorationRequest) -> float:
-    default = get_task(request.task).eta_at(request.effective_steps)
-    return default if request.eta is None else request.eta

@@ -206,6 +206,7 @@ def main(argv: list[str] | None = None) -> int:
             "degradation": task.degradation.to_dict(),
             "prior": prior.name,
             "rmse": errors["rmse"],
+            "eta": task.eta if arguments.eta is None else arguments.eta,
             "noise_range": list(NOISE_RANGE),
             "training": asdict(settings),
             "errors": {name: round(value, 4) for name, value in errors.items()},
@@ -234,6 +235,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max_train_steps", type=int, default=defaults.steps)
     parser.add_argument("--train_batch_size", type=int, default=defaults.batch)
     parser.add_argument("--learning_rate", type=float, default=defaults.learning_rate)
+    parser.add_argument("--eta", type=float, help="consistency scale to recommend at 1,000 steps")
     parser.add_argument("--mixed_precision", choices=("no", "bf16"), default="no")
     parser.add_argument("--checkpointing_steps", type=int, default=200)
     parser.add_argument("--seed", type=int, default=defaults.seed)

@@ -26,13 +26,6 @@ def test_the_ten_tasks_have_the_papers_degradations() -> None:
         get_task("blur")
 
 
-def test_eta_is_the_papers_at_its_steps_and_grows_with_fewer() -> None:
-    task = get_task("gaussian_blur")
-    assert task.eta_at(1000) == task.eta
-    etas = [task.eta_at(steps) for steps in (1000, 500, 100, 20)]
-    assert etas == sorted(etas)
-
-
 def test_the_operator_for_a_prior_is_found_by_what_it_was_trained_for(tmp_path: Path) -> None:
     _put(tmp_path, "a", task="jpeg_q10", prior="tiny")
     _put(tmp_path, "b", task="jpeg_q10", prior=SD_PRIOR)

@@ -173,6 +173,22 @@ def test_the_parameters_repeat_the_restoration(
     assert torch.equal(_restore(restorer, again)[1].images, result.images)
 
 
+def test_eta_is_the_operators_or_the_papers_and_adds_up_to_the_same_in_fewer_steps(
+    tiny_prior: LatentPrior, operators: dict[str, Path], tmp_path: Path
+) -> None:
+    knowing = CompactCNN.from_pretrained(operators["super_resolution_x4"])
+    knowing.metadata["eta"] = 0.8
+    knowing.save_pretrained(tmp_path)
+
+    def eta(operator: Path, steps: int, asked: float | None = None) -> float:
+        request = RestorationRequest("super_resolution_x4", _picture(), steps=steps, eta=asked)
+        return Restorer(tiny_prior, operator=operator).parameters(request)["eta"]
+
+    paper = operators["super_resolution_x4"]
+    assert (eta(paper, 1000), eta(paper, 100), eta(paper, 100, 3.0)) == (0.5, 5.0, 3.0)
+    assert (eta(tmp_path, 1000), eta(tmp_path, 50)) == (0.8, 16.0)
+
+
 def test_an_operator_for_another_task_or_latent_space_is_refused(
     tiny_prior: LatentPrior, operators: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
@@ -50,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     keep_freed_memory()
     device = pick_device(arguments.device)
     prior = LatentPrior.load(arguments.prior, device=device, dtype=pick_dtype(device))
-    photos = list(_first(iterate_photos(arguments.data, arguments.split), arguments.limit))
+    photos = _spread(list(iterate_photos(arguments.data, arguments.split)), arguments.limit)
     restorer = Restorer(prior, operator=arguments.operator)
     output: Path = arguments.out
     output.mkdir(parents=True, exist_ok=True)
@@ -118,11 +117,10 @@ def _run(restorer: Restorer, request: RestorationRequest) -> Result:
     raise BadRequest("the sampler ended without a result")
 
 
-def _first(photos: Iterator[Photo], limit: int | None) -> Iterator[Photo]:
-    for index, photo in enumerate(photos):
-        if limit is not None and index >= limit:
-            return
-        yield photo
+def _spread(photos: list[Photo], limit: int | None) -> list[Photo]:
+    """`limit` photos, evenly spaced, so that every folder and shard has its share."""
+    count = len(photos) if limit is None else min(limit, len(photos))
+    return [photos[index * len(photos) // count] for index in range(count)]
 
 
 def _table(rows: list[dict[str, Any]], tasks: list[str]) -> str:
@@ -176,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders or tar shards")
     parser.add_argument("--split", choices=SPLITS, default="held_out")
     parser.add_argument("--tasks", default=",".join(PAPER_TASKS), help=", ".join(TASKS))
-    parser.add_argument("--limit", type=int, help="how many pictures")
+    parser.add_argument("--limit", type=int, help="how many pictures, evenly spaced among all")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--prior", default="tiny")
     parser.add_argument("--operator", help="folder or Hub id, in place of the shelf's")

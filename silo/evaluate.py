@@ -26,7 +26,7 @@ from silo.allocation import keep_freed_memory
 from silo.data import SPLITS, Photo, center_crop, iterate_photos
 from silo.devices import pick_device, pick_dtype
 from silo.errors import BadRequest
-from silo.images import save_png
+from silo.images import load_image, save_png, to_pil
 from silo.metrics import scores
 from silo.prior import LatentPrior
 from silo.request import PRESETS, RestorationRequest
@@ -155,13 +155,13 @@ def _strip(result: Result) -> Tensor:
 
 def _contact_sheet(output: Path, task: str, names: list[str], columns: int = 2) -> None:
     """All strips of a task on one sheet, `columns` strips wide, at half size."""
-    strips = [Image.open(output / f"{task}.{name}.png") for name in names]
-    width, height = strips[0].width // 2, strips[0].height // 2
+    strips = [load_image(output / f"{task}.{name}.png").pixels for name in names]
+    width, height = strips[0].shape[-1] // 2, strips[0].shape[-2] // 2
     rows = -(-len(strips) // columns)
     sheet = Image.new("RGB", (columns * width, rows * height), "white")
     for index, strip in enumerate(strips):
         place = (index % columns * width, index // columns * height)
-        sheet.paste(strip.resize((width, height), Image.Resampling.LANCZOS), place)
+        sheet.paste(to_pil(strip).resize((width, height), Image.Resampling.LANCZOS), place)
     sheet.save(output / f"{task}.jpg", quality=90)
 
 

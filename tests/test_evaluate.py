@@ -3,11 +3,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from operators.convolutional import CompactCNN
 from silo.__main__ import main
-from silo.images import save_png
+from silo.images import load_image, save_png
 from silo.lpips import WEIGHTS_VARIABLE
 
 
@@ -42,7 +41,8 @@ def test_an_evaluation_records_every_picture_resumes_and_shows_them(
     mean = sum(row["measurement"]["psnr"] for row in rows[:3]) / 3
     assert f"/ {mean:.2f} |" in table
     side = 128  # the prior's native size; three pictures in two columns of strips
-    assert Image.open(out / "gaussian_blur.jpg").size == (2 * 3 * side // 2, 2 * side // 2)
+    sheet = load_image(out / "gaussian_blur.jpg").pixels
+    assert sheet.shape == (1, 3, 2 * side // 2, 2 * 3 * side // 2)
     (out / "metrics.json").write_text(json.dumps(rows[:-1]))
     before = (out / "gaussian_blur.p0.png").stat().st_mtime_ns
     assert main(call) == 0

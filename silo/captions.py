@@ -1,6 +1,7 @@
 """A CLIP tokenizer for a small vocabulary, learned from the captions it will read."""
 
 import json
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -32,7 +33,7 @@ def build_tokenizer(captions: list[str]) -> CLIPTokenizer:
     )
     # Each distinct caption once, in a fixed order: the merges must not depend on the run.
     learner.train_from_iterator(sorted(set(captions)), trainer)
-    merges = [tuple(merge) for merge in _merges(learner)]
+    merges: Any = [tuple(merge) for merge in _merges(learner)]
     tokens = alphabet + [letter + "</w>" for letter in alphabet]
     tokens += list(dict.fromkeys("".join(merge) for merge in merges)) + [START, END]
     vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
@@ -47,8 +48,8 @@ def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
 
 def special_ids(tokenizer: CLIPTokenizer) -> tuple[int, int]:
     """The ids of the start and the end mark; the latter also pads."""
-    start, end = tokenizer.convert_tokens_to_ids([START, END])
-    return start, end
+    vocabulary = tokenizer.get_vocab()
+    return vocabulary[START], vocabulary[END]
 
 
 def _merges(learner: Tokenizer) -> list[list[str]]:

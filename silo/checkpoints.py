@@ -77,8 +77,8 @@ def restore(
 def update_average(average: nn.Module, model: nn.Module, step: int, decay: float) -> None:
     """One step of the weights' exponential moving average, shorter while training is young."""
     weight = 1.0 - min(decay, (1 + step) / (10 + step))
-    pairs = list(zip(average.parameters(), model.parameters(), strict=True))
-    torch._foreach_lerp_([a for a, _ in pairs], [m.detach() for _, m in pairs], weight)
+    for averaged, current in zip(average.parameters(), model.parameters(), strict=True):
+        averaged.lerp_(current, weight)
 
 
 def _complete(folder: Path) -> list[tuple[int, Path]]:

@@ -9,11 +9,12 @@ import copy
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
-from torch import Tensor, nn
+from torch import Tensor
 
 from silo.data import Photo, center_crop, random_crop, to_tensor
 from silo.lpips import LPIPS
@@ -75,7 +76,7 @@ def train_autoencoder(
         The averaged weights, and a record of settings, losses and held-out fidelity.
     """
     model = build_autoencoder(settings) if start is None else copy.deepcopy(start)
-    nn.Module.to(model, device=device, memory_format=torch.channels_last)
+    cast(Any, model).to(device=device, memory_format=torch.channels_last)
     model.requires_grad_(True).encoder.requires_grad_(start is None)
     loop = TrainingLoop(
         model,

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -147,7 +147,7 @@ def train_denoiser(
     null = token_ids(tokenizer, [""])[0]
     alpha_bar = build_scheduler().alphas_cumprod.double()
     model = TextToLatent(settings, latents[0][0].shape[0], tokenizer).to(device)
-    nn.Module.to(model.unet, memory_format=torch.channels_last)
+    cast(Any, model.unet).to(memory_format=torch.channels_last)
     loop = TrainingLoop(
         model,
         output,

@@ -24,7 +24,8 @@ class CompactCNN(LatentOperator):
     The input is z, a constant map of noise_sigma / 0.05 and, with `mask`, the pixel mask with each
     scale x scale block laid out as scale^2 channels. A 3x3 convolution, `blocks` residual blocks
     (GroupNorm, SiLU, 3x3, GroupNorm, SiLU, 3x3) with dilations 1, 2, 4, 1, ... and a 3x3
-    convolution, zero at first, give a correction that is added to z. With the defaults 301,700
+    convolution, zero at first, give a correction that is added to z. What lies wholly in a hole is
+    left out of z: the measurement does not depend on it, so guidance must not pull at it. With the defaults 301,700
     parameters (338,564 with a mask), and convolutions that span 37 x 37 latent pixels.
     """
 
@@ -90,15 +91,17 @@ class CompactCNN(LatentOperator):
         self._check_inputs(z, noise_sigma, mask)
         batch, _, height, width = z.shape
         level = (noise_sigma.to(z) / REFERENCE_NOISE_SIGMA).view(batch, 1, 1, 1)
-        inputs = [z, level.expand(batch, 1, height, width)]
+        maps = [level.expand(batch, 1, height, width)]
         if self.uses_mask and mask is not None:
             if mask.shape[2] != height * self.scale:
                 raise OperatorError(
                     f"the mask must be {self.scale} times the latent's size {height} x {width}, "
                     f"not {mask.shape[2]} x {mask.shape[3]}"
                 )
-            inputs.append(pixel_unshuffle(mask.to(z), self.scale).expand(batch, -1, -1, -1))
-        hidden = self.input(torch.cat(inputs, dim=1))
+            pixels = pixel_unshuffle(mask.to(z), self.scale).expand(batch, -1, -1, -1)
+            z = z * pixels.amax(dim=1, keepdim=True)  # 0 where no pixel is known
+            maps.append(pixels)
+        hidden = self.input(torch.cat([z, *maps], dim=1))
         for block in self.blocks:
             hidden = block(hidden)
         return z + self.output(hidden)

@@ -51,9 +51,11 @@ def test_compact_agrees_with_its_definition() -> None:
     weights = operator.state_dict()
     z, sigma = noise(2, 2, 6, 5), torch.tensor([0.01, 0.04])
     mask = (noise(2, 1, 12, 10, seed=2) > 0).float()
+    mask[0, :, 2:6, 4:8] = 0  # latent pixels of which nothing is known
+    z_known = z * F.max_pool2d(mask, 2)
     blocks = [mask[:, :, row::2, column::2] for row in range(2) for column in range(2)]
     level = torch.ones(2, 1, 6, 5) * sigma[:, None, None, None] * 20
-    hidden = torch.cat([z, level, *blocks], dim=1)
+    hidden = torch.cat([z_known, level, *blocks], dim=1)
     hidden = F.conv2d(hidden, weights["input.weight"], weights["input.bias"], padding=1)
     for index, dilation in enumerate([1, 2, 4, 1, 1]):
         inner = hidden
@@ -64,8 +66,25 @@ def test_compact_agrees_with_its_definition() -> None:
             kernel, bias = (weights[f"{name}{convolution}.{part}"] for part in ("weight", "bias"))
             inner = F.conv2d(inner, kernel, bias, padding=dilation, dilation=dilation)
         hidden = hidden + inner
-    expected = z + F.conv2d(hidden, weights["output.weight"], weights["output.bias"], padding=1)
+    expected = z_known + F.conv2d(
+        hidden, weights["output.weight"], weights["output.bias"], padding=1
+    )
     torch.testing.assert_close(operator(z, sigma, mask=mask), expected)
+
+
+def test_compact_gives_no_gradient_to_what_lies_in_a_hole() -> None:
+    operator = CompactCNN(2, width=8, blocks=2, mask=True, scale=2, groups=4)
+    randomise(operator)
+    z = noise(1, 2, 8, 8).requires_grad_()
+    mask = torch.ones(1, 1, 16, 16)
+    mask[..., 4:11, 4:12] = 0  # the last row of this hole shares its latent pixels with known ones
+    operator(z, torch.tensor([0.01]), mask=mask).square().sum().backward()
+    gradient = z.grad
+    assert gradient is not None
+    assert gradient[..., 2:5, 2:6].abs().max() == 0
+    outside = torch.ones(8, 8, dtype=torch.bool)
+    outside[2:5, 2:6] = False
+    assert (gradient[..., outside].abs() > 0).all()
 
 
 @torch.no_grad()

@@ -1,0 +1,72 @@
+"""What ships with the repository: the embedded prior and the operators on the shelf."""
+
+from pathlib import Path
+
+import pytest
+import skimage.data
+from PIL import Image
+from safetensors import safe_open
+from torch import Tensor
+
+from operators.catalog import SHELF, find_operator, shelf
+from operators.latent import LatentOperator
+from silo.evaluate import PAPER_TASKS
+from silo.images import from_pil
+from silo.metrics import cpsnr, psnr
+from silo.prior import LatentPrior
+from silo.request import RestorationRequest
+from silo.restorer import Restorer, Result
+
+ROOT = Path(__file__).parent.parent
+EMBEDDED = ROOT / "silo" / "embedded"
+
+
+@pytest.fixture(scope="module")
+def prior() -> LatentPrior:
+    return LatentPrior.load("tiny")
+
+
+@pytest.fixture(scope="module")
+def photo() -> Tensor:
+    """A photo that was not trained on, 256 x 256."""
+    return from_pil(Image.fromarray(skimage.data.astronaut()).resize((256, 256)))
+
+
+def test_the_weights_are_small_half_precision_and_safe() -> None:
+    def size(folder: Path) -> int:
+        return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+
+    assert size(EMBEDDED) <= 32e6
+    assert size(EMBEDDED) + size(SHELF) <= 45e6
+    for path in [*EMBEDDED.rglob("*.safetensors"), *SHELF.rglob("*.safetensors")]:
+        with safe_open(path, "pt") as file:
+            assert {file.get_slice(key).get_dtype() for key in file.keys()} == {"F16"}, path
+    for folder in (EMBEDDED, SHELF):
+        suffixes = {path.suffix for path in folder.rglob("*") if path.is_file()}
+        assert suffixes <= {".json", ".safetensors", ".md"}
+
+
+def test_every_task_of_the_paper_has_an_operator_with_a_card(prior: LatentPrior) -> None:
+    for task in PAPER_TASKS:
+        folder = find_operator(task, "tiny", prior.latent_channels)
+        operator = LatentOperator.from_pretrained(folder)
+        errors = operator.metadata["errors"]
+        assert errors["l1"] < errors["l1_identity"], task
+        assert task in (folder / "README.md").read_text()
+    assert len(shelf()) == len({(entry.task, entry.prior) for entry in shelf()})
+
+
+def test_the_autoencoder_keeps_a_photo(prior: LatentPrior, photo: Tensor) -> None:
+    assert psnr(prior.decode(prior.encode(photo)), photo).item() > 24
+
+
+@pytest.mark.parametrize("task", PAPER_TASKS)
+def test_a_real_photo_is_restored(prior: LatentPrior, photo: Tensor, task: str) -> None:
+    request = RestorationRequest(task, photo, simulate=True, preset="quick", seed=0)
+    *_, result = Restorer(prior).restore(request)
+    assert isinstance(result, Result)
+    assert result.measured.clean is not None
+    restored = psnr(result.restored, result.measured.clean).item()
+    assert restored > psnr(result.measured.full_size, result.measured.clean).item() - 3
+    # It explains the measurement: the closest one could come is the autoencoder's own fidelity.
+    assert cpsnr(result.measured, result.restored).item() > 22

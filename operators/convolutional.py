@@ -25,8 +25,9 @@ class CompactCNN(LatentOperator):
     scale x scale block laid out as scale^2 channels. A 3x3 convolution, `blocks` residual blocks
     (GroupNorm, SiLU, 3x3, GroupNorm, SiLU, 3x3) with dilations 1, 2, 4, 1, ... and a 3x3
     convolution, zero at first, give a correction that is added to z. What lies wholly in a hole is
-    left out of z: the measurement does not depend on it, so guidance must not pull at it. With the defaults 301,700
-    parameters (338,564 with a mask), and convolutions that span 37 x 37 latent pixels.
+    left out of z: the measurement does not depend on it, so guidance must not pull at it. With the
+    defaults 301,700 parameters (338,564 with a mask), and convolutions that span 37 x 37 latent
+    pixels.
     """
 
     architecture: ClassVar[str] = "compact_cnn"

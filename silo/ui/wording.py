@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from operators.catalog import TASKS
+from operators.catalog import TASKS, shelf
 from silo.metrics import Scores, scores
 from silo.request import PRESETS, RestorationRequest
 from silo.restorer import Result
@@ -17,8 +17,13 @@ def paragraphs(*sentences: str) -> str:
 
 
 def task_choices() -> list[tuple[str, str]]:
-    """Return the tasks in plain words, the field's name beside them."""
-    return [(f"{task.title} ({name.replace('_', ' ')})", name) for name, task in TASKS.items()]
+    """Return the tasks that have an operator in plain words, the field's name beside them."""
+    trained = {entry.task for entry in shelf()}
+    return [
+        (f"{task.title} ({name.replace('_', ' ')})", name)
+        for name, task in TASKS.items()
+        if name in trained
+    ]
 
 
 def preset_choices(seconds_per_step: float | None) -> list[tuple[str, str]]:

@@ -258,8 +258,8 @@ def build(restorer_factory: Callable[[], Restorer]) -> gr.Blocks:
                 image=image,
                 simulate=given[source] == CLEAN,
                 mask=mask,
-                prompt=given[prompt],
-                negative_prompt=given[negative_prompt],
+                prompt=given[prompt] or "",  # None until its panel was opened
+                negative_prompt=given[negative_prompt] or "",
                 guidance_scale=given[guidance_scale],
                 preset=given[preset],
                 steps=given[steps],

@@ -358,8 +358,9 @@ def build(restorer_factory: Callable[[], Restorer]) -> gr.Blocks:
             [picture, comparison, variants, download, painter, status],
             **quiet,
         )
-        preset.change(lambda name: PRESETS[name], preset, steps, **quiet)
-        task.change(lambda name: TASKS[name].degradation.noise_sigma, task, noise_sigma, **quiet)
+        # `input`, not `change`: only a person's choice may overwrite what stands in these fields.
+        preset.input(lambda name: PRESETS[name], preset, steps, **quiet)
+        task.input(lambda name: TASKS[name].degradation.noise_sigma, task, noise_sigma, **quiet)
         page.load(lambda: gr.Radio(preset_choices(seconds_per_step)), None, preset, **quiet)
         mask_file.upload(load_mask, [mask_file, photo], canvas, **quiet)
         new_seed.click(lambda: secrets.randbelow(SEEDS), None, seed, **quiet)
@@ -385,10 +386,11 @@ def build(restorer_factory: Callable[[], Restorer]) -> gr.Blocks:
         )
         for ended in (restoration.success, restoration.failure):
             ended(functools.partial(buttons, False), None, [go, stop], queue=False, **quiet)
+        # Restore comes back with the end of the cancelled run: until then a click on it is dropped.
         stop.click(
-            lambda: (*buttons(False), paragraphs("Stopped.")),
+            lambda: (gr.Button(interactive=False), paragraphs("Stopped.")),
             None,
-            [go, stop, status],
+            [stop, status],
             cancels=restoration,
             queue=False,
             **quiet,

@@ -26,11 +26,14 @@ def choose_example(page: Page, number: int = 0) -> None:
 
 
 def set_number(page: Page, field: str, value: int) -> None:
-    page.locator(f"{field} input[type=number]").fill(str(value))
+    number = page.locator(f"{field} input[type=number]")
+    number.fill(str(value))
+    number.press("Tab")
 
 
 def restore(page: Page, *, steps: int, seed: int = 0) -> None:
-    page.locator("#advanced > button").click()
+    if not page.locator("#steps").is_visible():
+        page.locator("#advanced > button").click()
     set_number(page, "#steps", steps)
     set_number(page, "#seed", seed)
     page.locator("#restore").click()
@@ -80,13 +83,35 @@ def test_restoring_nothing_asks_for_a_photo(page: Page) -> None:
     expect(page.locator("#restore")).to_be_enabled(timeout=PATIENCE)
 
 
-def test_stop_ends_the_run(page: Page) -> None:
+def test_nothing_but_an_example_need_be_chosen(page: Page) -> None:
+    choose_example(page, 1)
+    page.locator("#restore").click()
+    expect(page.locator("#status")).to_have_text(FINISHED, timeout=PATIENCE)
+
+
+def test_stop_ends_the_run_and_frees_the_machine(page: Page) -> None:
     choose_example(page)
     restore(page, steps=1000)
     expect(page.locator("#status progress")).to_be_visible(timeout=PATIENCE)
     page.locator("#stop").click()
     expect(page.locator("#status")).to_have_text("Stopped.", timeout=PATIENCE)
-    expect(page.locator("#restore")).to_be_enabled()
+    restore(page, steps=2)  # waits for the button to come back
+    expect(page.locator("#status")).to_have_text(FINISHED, timeout=PATIENCE)
+
+
+def test_stop_while_waiting_for_another_visitor(page: Page) -> None:
+    choose_example(page)
+    restore(page, steps=1000)
+    expect(page.locator("#status progress")).to_be_visible(timeout=PATIENCE)
+    second = page.context.new_page()
+    second.goto(page.url)
+    choose_example(second)
+    restore(second, steps=1000)
+    second.locator("#stop").click()
+    expect(second.locator("#status")).to_have_text("Stopped.", timeout=PATIENCE)
+    page.locator("#stop").click()
+    restore(second, steps=2)
+    expect(second.locator("#status")).to_have_text(FINISHED, timeout=PATIENCE)
 
 
 def test_what_is_painted_is_filled_in(page: Page) -> None:

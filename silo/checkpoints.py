@@ -46,6 +46,12 @@ def latest(folder: Path) -> tuple[int, dict[str, Tensor]] | None:
     return None
 
 
+def steps_done(folder: Path) -> int:
+    """The step of the newest checkpoint in `folder`, 0 without any."""
+    complete = _complete(folder)
+    return complete[-1][0] if complete else 0
+
+
 def training_tensors(
     model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict[str, Tensor]:

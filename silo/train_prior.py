@@ -2,27 +2,29 @@
 
     python -m silo train-prior --train_data_dir PHOTOS... --output_dir OUT
 
-Each part resumes from its newest checkpoint; the result is a diffusers pipeline in OUT/pipeline.
+What is left to do is timed first, and the time it will take printed. Each part resumes from its
+newest checkpoint; the result is a diffusers pipeline in OUT/pipeline.
 """
 
 import argparse
 import json
 import shutil
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-from torch import nn
+from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
+from silo import checkpoints
 from silo.allocation import keep_freed_memory
-from silo.data import iterate_photos
+from silo.data import Photo, iterate_photos
 from silo.devices import pick_device
 from silo.lpips import LPIPS, find_weights
-from silo.train_autoencoder import AutoencoderTraining, train_autoencoder
+from silo.train_autoencoder import AutoencoderTraining, build_autoencoder, train_autoencoder
 from silo.train_denoiser import (
     DenoiserTraining,
     TextToLatent,
@@ -30,6 +32,7 @@ from silo.train_denoiser import (
     encode_photos,
     train_denoiser,
 )
+from silo.training_cost import Stage, estimate
 
 RESOLUTION = 256
 HELD_OUT_MEASURED = 40
@@ -37,12 +40,133 @@ HELD_OUT_MEASURED = 40
 DECODER_STEPS, DECODER_LEARNING_RATE, DECODER_LPIPS_WEIGHT = 1500, 5e-4, 1.0
 
 
+@dataclass(frozen=True)
+class PriorTraining:
+    """All that decides a prior.
+
+    Attributes:
+        photos: what it is trained on.
+        held_out: what the autoencoder is measured on.
+        joint: the autoencoder's training, encoder and decoder together.
+        denoising: the denoiser's and the text encoder's.
+        alone: the training of the decoder by itself, last.
+        lpips: the perceptual part of the autoencoder's loss, or None.
+        output: folder of the checkpoints.
+        device: where to train.
+        dtype: of the autocast.
+        checkpointing_steps: how many steps lie between two checkpoints.
+    """
+
+    photos: list[Photo]
+    held_out: list[Photo]
+    joint: AutoencoderTraining
+    denoising: DenoiserTraining
+    alone: AutoencoderTraining
+    lpips: LPIPS | None
+    output: Path
+    device: torch.device
+    dtype: torch.dtype
+    checkpointing_steps: int
+
+    def run(self) -> tuple[AutoencoderTiny, TextToLatent, CLIPTokenizer, dict[str, Any]]:
+        """Train all parts, resuming; returns them and the records of their losses."""
+        output = self.output
+        autoencoder, joint = self._train_codec(self.joint, output / "autoencoder", self.held_out)
+        latents = self._encode(self.photos, autoencoder, self._cache)
+        denoiser, tokenizer, denoising = self._train_denoiser(
+            latents, self.denoising, output / "denoiser"
+        )
+        autoencoder, alone = self._train_codec(
+            self.alone, output / "decoder", self.held_out, start=autoencoder
+        )
+        record = {"autoencoder": joint, "denoiser": denoising, "decoder": alone}
+        return autoencoder, denoiser, tokenizer, record
+
+    def stages(self) -> list[Stage]:
+        """What is left to do, to be timed; on random latents and with untrained networks."""
+        untrained = build_autoencoder(self.joint).to(self.device)
+        side = self.denoising.latent_size
+        noise = [[torch.randn(self.joint.latent_channels, side, side)] for _ in self.photos]
+        return [
+            Stage(
+                "autoencoder",
+                self.joint.steps - checkpoints.steps_done(self.output / "autoencoder"),
+                "step",
+                lambda n, folder: self._train_codec(
+                    replace(self.joint, steps=n), folder, self.held_out[:1]
+                ),
+            ),
+            Stage(
+                "encoding",
+                0 if self._cache.is_file() else len(self.photos),
+                "picture",
+                lambda n, file: self._encode(self.photos[:n], untrained, file),
+            ),
+            Stage(
+                "denoiser",
+                self.denoising.steps - checkpoints.steps_done(self.output / "denoiser"),
+                "step",
+                lambda n, folder: self._train_denoiser(
+                    noise, replace(self.denoising, steps=n), folder
+                ),
+            ),
+            Stage(
+                "decoder",
+                self.alone.steps - checkpoints.steps_done(self.output / "decoder"),
+                "step",
+                lambda n, folder: self._train_codec(
+                    replace(self.alone, steps=n), folder, self.held_out[:1], start=untrained
+                ),
+            ),
+        ]
+
+    @property
+    def _cache(self) -> Path:
+        return self.output / "latents.safetensors"
+
+    def _train_codec(
+        self,
+        settings: AutoencoderTraining,
+        folder: Path,
+        measured: list[Photo],
+        start: AutoencoderTiny | None = None,
+    ) -> tuple[AutoencoderTiny, dict[str, Any]]:
+        return train_autoencoder(
+            self.photos,
+            measured,
+            settings,
+            folder,
+            start=start,
+            lpips=self.lpips,
+            device=self.device,
+            dtype=self.dtype,
+            checkpointing_steps=self.checkpointing_steps,
+        )
+
+    def _encode(
+        self, photos: list[Photo], autoencoder: AutoencoderTiny, file: Path
+    ) -> list[list[Tensor]]:
+        return encode_photos(photos, autoencoder, file, self.device, self.dtype)
+
+    def _train_denoiser(
+        self, latents: list[list[Tensor]], settings: DenoiserTraining, folder: Path
+    ) -> tuple[TextToLatent, CLIPTokenizer, dict[str, Any]]:
+        return train_denoiser(
+            latents,
+            [photo.caption for photo in self.photos],
+            settings,
+            folder,
+            device=self.device,
+            dtype=self.dtype,
+            checkpointing_steps=self.checkpointing_steps,
+        )
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run the three stages; returns the exit code."""
+    """Say what it will take, then train; returns the exit code."""
     arguments = _parser().parse_args(argv)
     keep_freed_memory()
     device = pick_device(arguments.device)
-    dtype = torch.bfloat16 if arguments.mixed_precision == "bf16" else torch.float32
     output: Path = arguments.output_dir
     output.mkdir(parents=True, exist_ok=True)
 
@@ -50,40 +174,27 @@ def main(argv: list[str] | None = None) -> int:
     held_out = list(iterate_photos(arguments.train_data_dir, "held_out", RESOLUTION))
     print(f"{len(photos)} pictures to train on, {len(held_out)} held out", flush=True)
     weights = find_weights("alex", arguments.metric_weights)
-    train_codec = partial(
-        train_autoencoder,
-        photos,
-        held_out[:HELD_OUT_MEASURED],
-        lpips=LPIPS("alex", weights).to(device) if weights else None,
-        device=device,
-        dtype=dtype,
-        checkpointing_steps=arguments.checkpointing_steps,
-    )
     joint = AutoencoderTraining(steps=arguments.autoencoder_steps, seed=arguments.seed)
-    autoencoder, autoencoder_record = train_codec(joint, output / "autoencoder")
-    latents = encode_photos(photos, autoencoder, output / "latents.safetensors", device, dtype)
-    denoiser, tokenizer, denoiser_record = train_denoiser(
-        latents,
-        [photo.caption for photo in photos],
-        DenoiserTraining(steps=arguments.denoiser_steps, seed=arguments.seed),
-        output / "denoiser",
+    training = PriorTraining(
+        photos=photos,
+        held_out=held_out[:HELD_OUT_MEASURED],
+        joint=joint,
+        denoising=DenoiserTraining(steps=arguments.denoiser_steps, seed=arguments.seed),
+        alone=replace(
+            joint,
+            steps=arguments.decoder_steps,
+            learning_rate=DECODER_LEARNING_RATE,
+            lpips_weight=DECODER_LPIPS_WEIGHT,
+        ),
+        lpips=LPIPS("alex", weights).to(device) if weights else None,
+        output=output,
         device=device,
-        dtype=dtype,
+        dtype=torch.bfloat16 if arguments.mixed_precision == "bf16" else torch.float32,
         checkpointing_steps=arguments.checkpointing_steps,
     )
-    alone = replace(
-        joint,
-        steps=arguments.decoder_steps,
-        learning_rate=DECODER_LEARNING_RATE,
-        lpips_weight=DECODER_LPIPS_WEIGHT,
-    )
-    autoencoder, decoder_record = train_codec(alone, output / "decoder", start=autoencoder)
+    print(f"What is left, by the time of a few steps:\n{estimate(training.stages())}", flush=True)
+    autoencoder, denoiser, tokenizer, record = training.run()
     export(autoencoder, denoiser, tokenizer, output / "pipeline")
-    record = {
-        "autoencoder": autoencoder_record,
-        "denoiser": denoiser_record,
-        "decoder": decoder_record,
-    }
     (output / "training.json").write_text(json.dumps(record, indent=1))
     print(f"The prior lies in {output / 'pipeline'}; its record in {output / 'training.json'}.")
     return 0

@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from operators.degradation import Degradation
 from operators.errors import OperatorError, OperatorFileError, OperatorNotFound
-from operators.latent import read_config
+from operators.latent import architectures, read_config
 
 SHELF = Path(__file__).parent / "trained"
 
@@ -96,9 +96,10 @@ def find_operator(task: str, prior: str, latent_channels: int, folder: Path = SH
     Raises:
         OperatorNotFound: there is none; the message says how to get one.
     """
-    names = {prior} | ({SD_PRIOR} if latent_channels == SD_LATENT_CHANNELS else set())
     for entry in shelf(folder):
-        if entry.task == task and entry.prior in names:
+        reads_latent_alone = not architectures()[entry.architecture].needs_features
+        shared = latent_channels == SD_LATENT_CHANNELS and reads_latent_alone
+        if entry.task == task and entry.prior in ({prior, SD_PRIOR} if shared else {prior}):
             return entry.folder
     raise OperatorNotFound(
         f"No trained operator for {task} on the prior '{prior}' is on the shelf; "

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from huggingface_hub.errors import (
 )
 from torch import Tensor
 
+from operators.download_record import recorded_commit
 from operators.errors import OperatorError, OperatorFileError, OperatorNotFound
 
 CONFIG_NAME = "config.json"
@@ -40,7 +42,7 @@ ONLY_SAFETENSORS = (
 def locate(
     path_or_repo_id: str | os.PathLike[str], revision: str | None, local_files_only: bool
 ) -> tuple[Path, str | None]:
-    """Return the folder that holds both files, and the commit when it came from the Hub.
+    """Return the folder that holds both files, and the commit when they came from the Hub.
 
     Raises:
         OperatorNotFound: neither a folder nor a Hub repository with both files was found.
@@ -60,7 +62,7 @@ def locate(
         if revision is not None:
             raise OperatorError(f"{name!r} is a folder, which has no revisions: leave revision out")
         require_files(path, [CONFIG_NAME, WEIGHTS_NAME])
-        return path, None
+        return path, recorded_commit(path)
     if isinstance(path_or_repo_id, str) and name.count("/") == 1 and name[0] not in "/.~":
         return _download(name, revision, local_files_only)
     raise OperatorNotFound(
@@ -215,8 +217,7 @@ def _reason(error: BaseException) -> str:
 
 def _download(repo_id: str, revision: str | None, local_files_only: bool) -> tuple[Path, str]:
     """Fetch both files of one commit into the Hub's cache; return their folder and the commit."""
-    where = f"{repo_id!r}" if revision is None else f"{repo_id!r} at revision {revision!r}"
-    try:
+    with download_errors(repo_id, revision):
         config = hf_hub_download(
             repo_id, CONFIG_NAME, revision=revision, local_files_only=local_files_only
         )
@@ -226,6 +227,15 @@ def _download(repo_id: str, revision: str | None, local_files_only: bool) -> tup
         hf_hub_download(
             repo_id, WEIGHTS_NAME, revision=folder.name, local_files_only=local_files_only
         )
+    return folder, folder.name
+
+
+@contextmanager
+def download_errors(repo_id: str, revision: str | None) -> Iterator[None]:
+    """Turn huggingface_hub's errors of a download into OperatorNotFound that says what to do."""
+    where = f"{repo_id!r}" if revision is None else f"{repo_id!r} at revision {revision!r}"
+    try:
+        yield
     except GatedRepoError as error:
         raise OperatorNotFound(
             f"the Hub repository {where} is gated: accept its terms on its page, then run "
@@ -258,7 +268,6 @@ def _download(repo_id: str, revision: str | None, local_files_only: bool) -> tup
             f"downloading {where} failed ({_reason(error)}): check the network and the disk, then "
             "try again"
         ) from error
-    return folder, folder.name
 
 
 def _write_atomically(path: Path, content: bytes) -> None:

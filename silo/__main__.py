@@ -7,10 +7,11 @@ from importlib import import_module
 COMMANDS = {
     "restore": ("silo.commands.restore", "restore pictures, or degrade and restore clean ones"),
     "degrade": ("silo.commands.degrade", "degrade a clean picture"),
-    "operators": ("silo.commands.operators", "list the trained operators"),
+    "operators": ("silo.commands.operators", "list, publish, fetch, check and convert operators"),
     "evaluate": ("silo.evaluate", "measure restorations over many pictures"),
     "train-operator": ("silo.train_operator", "train operators for tasks and a prior"),
     "train-prior": ("silo.train_prior", "train a small prior from random weights"),
+    "deploy-space": ("silo.commands.deploy_space", "put the page on a Hugging Face Space"),
 }
 
 

@@ -39,3 +39,7 @@ class OutOfMemory(SiloError):
 
 class HubUnavailable(SiloError):
     """The Hub cannot be reached and the local cache does not hold what is needed."""
+
+
+class PushRefused(SiloError):
+    """A push that the Hub does not accept, or that must not leave this machine."""

@@ -1,16 +1,17 @@
-"""Gets files from the Hugging Face Hub, or from its local cache where the Hub is out of reach."""
+"""Gets files from the Hugging Face Hub or its local cache; publishes and fetches operators."""
 
 from __future__ import annotations
 
 import functools
 import socket
+import tempfile
 import threading
 import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx2  # what huggingface_hub speaks HTTP with
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     FileMetadataError,
     LocalEntryNotFoundError,
@@ -19,9 +20,16 @@ from huggingface_hub.errors import (
     XetDownloadError,
 )
 
-from silo.errors import HubUnavailable
+from operators.download_record import changed_files, read_records
+from operators.errors import OperatorFileError
+from operators.latent import LatentOperator
+from operators.pretrained import CONFIG_NAME, WEIGHTS_NAME, download_errors
+from silo.errors import BadRequest, HubUnavailable, PushRefused
+from silo.hub_commit import commit_files, retried
 
 PROBE_SECONDS = 1.5
+CARD_NAME = "README.md"
+OPERATOR_FILES = (CONFIG_NAME, WEIGHTS_NAME, CARD_NAME)
 
 
 @functools.cache
@@ -99,6 +107,115 @@ def unavailable(repo_id: str, revision: str) -> HubUnavailable:
         f"{repo_id}@{revision} is not in the local cache and {reason}: "
         f"go online and try again, or run `hf download {repo_id}` beforehand."
     )
+
+
+def require_online(purpose: str) -> None:
+    """Raise HubUnavailable, naming `purpose`, unless the Hub can be reached."""
+    if reachable():
+        return
+    switched_off = constants.is_offline_mode()
+    reason = "HF_HUB_OFFLINE is set" if switched_off else f"{constants.ENDPOINT} does not answer"
+    raise HubUnavailable(f"cannot {purpose}: {reason}; go online and try again.")
+
+
+def push_operator(folder: Path, repo_id: str, *, private: bool = False) -> str:
+    """Publish a trained operator: one commit of its two files and its card.
+
+    Args:
+        folder: `config.json`, `model.safetensors` and the README.md of `silo.model_card`.
+        repo_id: "owner/name", created where it does not exist.
+        private: create it private; one that exists must be private already.
+
+    Returns:
+        The commit's address.
+
+    Raises:
+        OperatorError: the operator does not load; nothing has left this machine.
+        PushRefused: it has no card or may not be published, or the Hub refuses.
+        HubUnavailable: the Hub is out of reach, or failed; the repository is as it was.
+    """
+    metadata = _load(folder).metadata
+    if "imported_from" in metadata:
+        raise PushRefused(
+            f"the weights in {folder} are the paper's authors', who gave them no licence: keep "
+            "them to yourself, and publish operators of your own"
+        )
+    if not (folder / CARD_NAME).is_file():
+        raise PushRefused(
+            f"{folder} has no {CARD_NAME}: write one, as `silo train-operator` does, that says "
+            "what the operator was trained on and under which licence it is"
+        )
+    require_online(f"push to {repo_id}")
+    files = {name: folder / name for name in OPERATOR_FILES}
+    title = f"Upload the operator for {metadata['task']} on {metadata['prior']}"
+    return commit_files(repo_id, files, title, private=private)
+
+
+def pull_operator(repo_id: str, folder: Path, *, revision: str | None = None) -> str:
+    """Download an operator into `folder`, which holds a checked one afterwards, or what it held.
+
+    Its commit and checksums are recorded where `hf download` records them.
+
+    Args:
+        repo_id: "owner/name".
+        folder: made if it does not exist; an older download there is replaced.
+        revision: branch, tag or commit; resolved to a commit before anything is downloaded.
+
+    Returns:
+        The commit, 40 hexadecimal digits.
+
+    Raises:
+        OperatorNotFound: there is no such repository, revision or file, or the download failed.
+        OperatorFileError: what arrived is damaged or no operator.
+        BadRequest: `folder` holds something else.
+        HubUnavailable: the Hub is out of reach.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        if not read_records(folder) or changed_files(folder):
+            raise BadRequest(
+                f"{folder} holds files that are not from the Hub: pull into another --local_dir"
+            )
+    require_online(f"pull {repo_id}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Deeper than the shelf looks, and on the same disk, so that renaming is all that is left to do.
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".pull-") as aside:
+        arrived = Path(aside) / folder.name
+        with download_errors(repo_id, revision):
+            commit = retried(lambda: HfApi().model_info(repo_id, revision=revision)).sha
+            retried(
+                lambda: snapshot_download(
+                    repo_id, revision=commit, allow_patterns=list(OPERATOR_FILES), local_dir=arrived
+                )
+            )
+        verify_operator(arrived)
+        if folder.exists():
+            folder.rename(Path(aside) / "replaced")
+        arrived.rename(folder)
+    return str(commit)
+
+
+def verify_operator(folder: Path) -> LatentOperator:
+    """Load the operator in `folder` strictly, and compare its files with the Hub's checksums.
+
+    Raises:
+        OperatorError: it is damaged, incomplete, does not say what it is for, or was changed.
+    """
+    if changed := changed_files(folder):
+        raise OperatorFileError(
+            f"{', '.join(changed)} in {str(folder)!r} is not what the Hub holds: download it again"
+        )
+    return _load(folder)
+
+
+def _load(folder: Path) -> LatentOperator:
+    """The operator in `folder`; raises OperatorError unless it is whole and says what it is for."""
+    operator = LatentOperator.from_pretrained(folder)
+    if "task" not in operator.metadata or "prior" not in operator.metadata:
+        raise OperatorFileError(
+            f"{str(folder / CONFIG_NAME)!r} does not say its task and prior: train the operator "
+            "again, or ask its author"
+        )
+    return operator
 
 
 def _address(endpoint: str) -> tuple[str, int]:

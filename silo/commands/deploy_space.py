@@ -1,0 +1,92 @@
+"""`python -m silo deploy-space ORG/NAME`: put the page on a Hugging Face Space, in one commit.
+
+The Space gets this folder's page, library, operators and README, whose front matter configures it.
+A Space that exists is updated: files that are gone here go there too.
+"""
+
+import argparse
+from pathlib import Path
+
+from huggingface_hub import HfApi, RepoCard, SpaceHardware
+from huggingface_hub.errors import HfHubHTTPError
+
+from operators.catalog import shelf
+from operators.latent import read_config
+from silo.errors import PushRefused
+from silo.hub import require_online
+from silo.hub_commit import commit_files
+
+ROOT = Path(__file__).parents[2]
+FILES = ("README.md", "app.py", "requirements.txt")
+FOLDERS = ("operators", "silo", "hub_cards")
+
+
+def main(argv: list[str]) -> int:
+    """Create or update a Space; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    files = space_files(ROOT)
+    require_online(f"deploy to {arguments.repo_id}")
+    url = commit_files(
+        arguments.repo_id,
+        files,
+        "Deploy SILO",
+        private=arguments.private,
+        space=True,
+        folders=FOLDERS,
+    )
+    print(url)
+    if arguments.hardware is not None:
+        _request_hardware(arguments.repo_id, arguments.hardware)
+    return 0
+
+
+def space_files(root: Path) -> dict[str, Path]:
+    """What the Space needs of the repository in `root`, by path; no tests, no hidden files.
+
+    Raises:
+        PushRefused: the README's front matter is no Gradio Space's, or an operator on the shelf may
+            not be published.
+    """
+    files = {name: root / name for name in FILES}
+    for folder in FOLDERS:
+        for path in sorted((root / folder).rglob("*")):
+            parts = path.relative_to(root).parts
+            hidden = any(part.startswith(".") or part == "__pycache__" for part in parts)
+            if path.is_file() and not hidden:
+                files["/".join(parts)] = path
+    front = RepoCard.load(root / "README.md", ignore_metadata_errors=True).data.to_dict()
+    if front.get("sdk") != "gradio" or front.get("app_file") not in files:
+        raise PushRefused(
+            f"the front matter of {root / 'README.md'} must name sdk: gradio and an app_file that "
+            "is deployed: restore it"
+        )
+    for entry in shelf(root / "operators" / "trained"):
+        if "imported_from" in read_config(entry.folder).metadata:
+            raise PushRefused(
+                f"{entry.folder} holds the paper authors' weights, which have no licence: move it "
+                "off the shelf before deploying"
+            )
+    return files
+
+
+def _request_hardware(repo_id: str, hardware: str) -> None:
+    try:
+        HfApi().request_space_hardware(repo_id, SpaceHardware(hardware))
+    except HfHubHTTPError as error:
+        raise PushRefused(
+            f"the files are on {repo_id}, but the Hub refuses the hardware {hardware} "
+            f"({error.server_message or error.response.status_code}): choose it in its settings"
+        ) from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m silo deploy-space", description=__doc__)
+    parser.add_argument("repo_id", metavar="ORG/NAME", help="the Space")
+    parser.add_argument("--private", action="store_true", help="create the Space private")
+    parser.add_argument(
+        "--hardware",
+        choices=[hardware.value for hardware in SpaceHardware],
+        metavar="HARDWARE",
+        help="such as zero-a10g (ZeroGPU); left as it is by default",
+    )
+    return parser

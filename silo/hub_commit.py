@@ -1,0 +1,197 @@
+"""Writes to a Hub repository: everything in one commit over a known parent, or nothing at all."""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import httpx2  # what huggingface_hub speaks HTTP with
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    ModelInfo,
+    SpaceInfo,
+    constants,
+)
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+)
+
+from silo.errors import HubUnavailable, PushRefused, SiloError
+
+RETRY_WAITS = (1.0, 4.0)  # seconds; huggingface_hub itself retries uploads, but no commit
+TRANSIENT_STATUSES = (429, 500, 502, 503, 504)
+Returned = TypeVar("Returned")
+
+
+def commit_files(
+    repo_id: str,
+    files: Mapping[str, Path],
+    message: str,
+    *,
+    private: bool = False,
+    space: bool = False,
+    hardware: str | None = None,
+    folders: Sequence[str] = (),
+) -> str:
+    """Make a repository hold `files`, in one commit; where that fails, it stays as it was.
+
+    A repository that does not exist is created first, and removed again when the commit fails.
+    Files that are there already, unchanged, are not sent; if all are, no commit is made.
+
+    Args:
+        repo_id: "owner/name".
+        files: the local file for each path in the repository.
+        message: the commit's title.
+        private: create it private; one that exists must be private already.
+        space: a Gradio Space rather than a model repository.
+        hardware: what a Space that is created shall run on; left to the Hub by default.
+        folders: folders of the repository that shall hold nothing but `files`.
+
+    Returns:
+        The commit's address.
+
+    Raises:
+        PushRefused: no rights, an invalid name or card, or somebody else has pushed meanwhile.
+        HubUnavailable: the Hub failed again and again.
+    """
+    api, kind = HfApi(), "space" if space else "model"
+    with _explained(repo_id):
+        info = _find(api, repo_id, kind)
+        if info is not None and private and not info.private:
+            raise PushRefused(
+                f"everybody can read {repo_id}: make it private on its page, or leave --private out"
+            )
+        created = info is None
+        if info is None:
+            api.create_repo(
+                repo_id,
+                private=private,
+                repo_type=kind,
+                space_sdk="gradio" if space else None,
+                space_hardware=hardware,  # pyright: ignore[reportArgumentType]
+            )
+        try:
+            if info is None:
+                info = retried(lambda: api.repo_info(repo_id, repo_type=kind))
+            parent = info.sha
+            there = {sibling.rfilename for sibling in info.siblings or ()}
+            stale = [p for p in sorted(there - files.keys()) if p.partition("/")[0] in folders]
+
+            def commit() -> str:
+                # Made afresh for each attempt: if the Hub committed and only its answer was lost,
+                # nothing differs any more, and the address of that commit is returned.
+                additions = [CommitOperationAdd(path, file) for path, file in files.items()]
+                deletions = [CommitOperationDelete(path) for path in stale]
+                return api.create_commit(
+                    repo_id,
+                    [*additions, *deletions],
+                    commit_message=message,
+                    repo_type=kind,
+                    parent_commit=parent,
+                ).commit_url
+
+            return retried(commit)
+        except BaseException:
+            if created:
+                _withdraw(api, repo_id, kind)
+            raise
+
+
+def retried(call: Callable[[], Returned]) -> Returned:
+    """`call()`, again after a while where the connection or the server fails."""
+    for wait in RETRY_WAITS:
+        try:
+            return call()
+        except (httpx2.HTTPError, RuntimeError, json.JSONDecodeError) as error:
+            if not _is_transient(error):
+                raise
+        time.sleep(wait)
+    return call()
+
+
+def _find(api: HfApi, repo_id: str, kind: str) -> ModelInfo | SpaceInfo | None:
+    """What the Hub says of the repository; None where there is none, or none for us to see."""
+    describe = api.space_info if kind == "space" else api.model_info
+    try:
+        return retried(lambda: describe(repo_id))
+    except RepositoryNotFoundError:
+        return None
+
+
+def _withdraw(api: HfApi, repo_id: str, kind: str) -> None:
+    """Delete the repository that was just created, unless it holds a commit of somebody's."""
+    try:
+        if len(api.list_repo_commits(repo_id, repo_type=kind)) == 1:
+            api.delete_repo(repo_id, repo_type=kind)
+    except (httpx2.HTTPError, OSError) as error:
+        warnings.warn(f"an empty {repo_id} stays on the Hub: {_reason(error)}", stacklevel=2)
+
+
+def _is_transient(error: Exception) -> bool:
+    cause = error.__cause__ if isinstance(error, RuntimeError) else error
+    if isinstance(cause, HfHubHTTPError):
+        return cause.response.status_code in TRANSIENT_STATUSES
+    # Behind a failing server, a proxy answers with a page where JSON is expected.
+    return isinstance(cause, httpx2.TransportError | json.JSONDecodeError)
+
+
+@contextmanager
+def _explained(repo_id: str) -> Iterator[None]:
+    """Turn huggingface_hub's errors of a push into one line that says what to do."""
+    try:
+        yield
+    except SiloError:
+        raise
+    except HFValidationError as error:
+        raise PushRefused(f"{repo_id!r} is no name of a repository: give ORG/NAME") from error
+    except (httpx2.HTTPError, RuntimeError, ValueError, OSError) as error:
+        # An upload's failure comes as a RuntimeError around the Hub's answer.
+        cause = error.__cause__ if isinstance(error, RuntimeError) else error
+        if isinstance(cause, HfHubHTTPError):
+            raise _explain_status(repo_id, cause) from error
+        if isinstance(cause, httpx2.HTTPError | json.JSONDecodeError):
+            raise HubUnavailable(
+                f"{constants.ENDPOINT} failed ({_reason(cause)}); {repo_id} is as it was: "
+                "push again later"
+            ) from error
+        if isinstance(error, ValueError):
+            raise PushRefused(f"the Hub refuses this push to {repo_id}: {error}") from error
+        raise
+
+
+def _explain_status(repo_id: str, error: HfHubHTTPError) -> SiloError:
+    """The error for an answer of the Hub that is a refusal, or a failure of its own."""
+    status = error.response.status_code
+    said = error.server_message or f"status {status}"
+    if status == 401:
+        return PushRefused(
+            f"the Hub does not know who pushes to {repo_id}: run `hf auth login`, or set HF_TOKEN"
+        )
+    if status in (402, 403):
+        return PushRefused(
+            f"you may not write to {repo_id} ({said}): use a repository of your own and a token "
+            "with the right to write"
+        )
+    if status in (409, 412):
+        return PushRefused(
+            f"somebody else has changed {repo_id} meanwhile; nothing was pushed: look at its "
+            "newest commit, then push again"
+        )
+    if status in TRANSIENT_STATUSES:
+        return HubUnavailable(
+            f"{constants.ENDPOINT} failed ({said}); {repo_id} is as it was: push again later"
+        )
+    return PushRefused(f"the Hub refuses this push to {repo_id}: {said}")
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]

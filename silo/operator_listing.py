@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from huggingface_hub import CacheNotFound, HfApi, ModelCard, hf_hub_download, scan_cache_dir
+from huggingface_hub import (
+    CacheNotFound,
+    HfApi,
+    ModelCard,
+    constants,
+    hf_hub_download,
+    scan_cache_dir,
+)
 
 from operators.catalog import SHELF, shelf
 from operators.download_record import recorded_commit
@@ -53,7 +60,7 @@ def on_shelf(folder: Path = SHELF) -> Iterator[ListedOperator]:
 def in_cache() -> Iterator[ListedOperator]:
     """The operators in the Hub's cache on this machine, every commit that is whole."""
     try:
-        repositories = scan_cache_dir().repos
+        repositories = scan_cache_dir(constants.HF_HUB_CACHE).repos
     except CacheNotFound:
         return
     for repository in sorted(repositories, key=lambda each: each.repo_id):

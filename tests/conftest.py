@@ -1,8 +1,10 @@
-"""Fixtures that the tests share: a diffusers pipeline folder of random weights, and its prior."""
+"""Fixtures that the tests share: a prior of random weights, and a Hub on this machine."""
 
 import string
+from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
@@ -11,7 +13,9 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from silo.hub import reachable
 from silo.prior import LatentPrior
+from tests.hub_server import Hub
 
 TOKENS = 16  # the longest prompt, its two end marks included
 
@@ -74,6 +78,35 @@ def tiny_prior_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_prior(tiny_prior_folder: Path) -> LatentPrior:
     """The prior of `tiny_prior_folder`, fresh for each test, float32 on the CPU."""
     return LatentPrior.load(tiny_prior_folder)
+
+
+@pytest.fixture
+def local_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub that this process and those it starts take for the real one; "ada" is logged in."""
+    cache, constants = tmp_path / "hf_home" / "hub", huggingface_hub.constants
+    with Hub() as hub:
+        environment = {
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(cache.parent),
+            "HF_HUB_CACHE": str(cache),
+            "HF_TOKEN": "hf_writer",
+            "HF_HUB_DISABLE_XET": "1",  # which the server does not speak
+            "NO_PROXY": "127.0.0.1",
+        }
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        # huggingface_hub read the environment when it was imported.
+        template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        reachable.cache_clear()
+        yield hub
+        huggingface_hub.close_session()
+        reachable.cache_clear()
 
 
 def _tokenizer() -> CLIPTokenizer:

@@ -5,6 +5,7 @@ import pytest
 from operators.catalog import SD_PRIOR, TASKS, find_operator, get_task, shelf
 from operators.convolutional import CompactCNN
 from operators.errors import OperatorError, OperatorFileError, OperatorNotFound
+from operators.readout import ReadoutOperator
 
 
 def _put(folder: Path, name: str, **metadata: str) -> None:
@@ -46,3 +47,12 @@ def test_an_operator_that_does_not_say_what_it_is_for_is_named(tmp_path: Path) -
     _put(tmp_path, "mute")
     with pytest.raises(OperatorFileError, match="mute"):
         shelf(tmp_path)
+
+
+def test_an_operator_that_reads_features_serves_its_own_prior_alone(tmp_path: Path) -> None:
+    operator = ReadoutOperator([8], 4, 8, 4, 4, 4, groups=4)
+    operator.metadata = {"task": "denoising", "prior": SD_PRIOR}
+    operator.save_pretrained(tmp_path / "readout")
+    assert find_operator("denoising", SD_PRIOR, 4, tmp_path) == tmp_path / "readout"
+    with pytest.raises(OperatorNotFound):
+        find_operator("denoising", "rv51", 4, tmp_path)

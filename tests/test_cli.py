@@ -198,19 +198,6 @@ def test_degrade_writes_the_mask_it_drew(photos: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(measured, kept, atol=1 / 127, rtol=0)
 
 
-def test_operators_list_shows_the_shelf(operator: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("silo.commands.operators.shelf", lambda: _shelf(operator.parent))
-    assert main(["operators", "list", "--json"]) == 0
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert {"task": "super_resolution_x4", "prior": "test"}.items() <= rows[0].items()
-
-
-def _shelf(folder: Path):
-    from operators.catalog import shelf
-
-    return [entry for entry in shelf(folder) if entry.prior == "test"]
-
-
 def test_help_is_quick_to_import_and_unknown_commands_are_named() -> None:
     script = (
         "import sys; from silo.__main__ import main; code = main(['--help'])\n"

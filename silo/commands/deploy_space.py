@@ -32,6 +32,7 @@ def main(argv: list[str]) -> int:
         "Deploy SILO",
         private=arguments.private,
         space=True,
+        hardware=arguments.hardware,
         folders=FOLDERS,
     )
     print(url)

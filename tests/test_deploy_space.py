@@ -1,0 +1,85 @@
+"""The page goes to a Space whole, in one commit, on a Hub that speaks the real protocol."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from operators.convolutional import CompactCNN
+from silo.__main__ import main
+from silo.commands import deploy_space
+from silo.errors import PushRefused
+from tests.hub_server import File, Hub, fail
+
+ROOT = Path(__file__).parents[1]
+SPACE = "lab/silo"
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+
+def test_a_space_is_created_and_updated_in_one_commit_each(
+    local_hub: Hub, tmp_path: Path, monkeypatch, capfd
+) -> None:
+    assert main(["deploy-space", SPACE, "--private", "--hardware", "zero-a10g"]) == 0
+    space = local_hub.repositories[f"spaces/{SPACE}"]
+    assert capfd.readouterr().out == f"{local_hub.url}/spaces/{SPACE}/commit/{space.head}\n"
+    assert space.private and space.created_with["sdk"] == "gradio"
+    assert local_hub.hardware == {SPACE: "zero-a10g"}
+    assert len(space.commits) == 2
+    held = space.files.keys() - {".gitattributes"}
+    for path in held:
+        assert space.files[path].content == (ROOT / path).read_bytes(), path
+    assert {"app.py", "requirements.txt", "README.md", "silo/__main__.py"} <= held
+    assert {
+        "operators/trained/jpeg_q10/model.safetensors",
+        "silo/embedded/unet/config.json",
+    } <= held
+    assert not [path for path in held if path.startswith((".", "tests/")) or ".pyc" in path]
+
+    # An update drops what is gone here, keeps what the Space has of its own, and needs no rights
+    # to choose hardware.
+    stray = File(b"", False)
+    space.commit("by hand", {**space.files, "silo/gone.py": stray, "packages.txt": stray})
+    monkeypatch.setattr(deploy_space, "ROOT", _copy(tmp_path / "copy"))
+    (tmp_path / "copy" / "app.py").write_text("print('new')\n")
+    assert main(["deploy-space", SPACE]) == 0
+    assert len(space.commits) == 4
+    assert space.files.keys() - held == {".gitattributes", "packages.txt"}
+    assert space.files["app.py"].content == b"print('new')\n"
+
+
+def _copy(root: Path) -> Path:
+    """The repository's files, with what must not be deployed beside them."""
+    for path in deploy_space.space_files(ROOT):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / path, root / path)
+    for stray in ("silo/__pycache__/hub.pyc", "silo/.env", "tests/test_x.py", "notes.txt"):
+        (root / stray).parent.mkdir(exist_ok=True)
+        (root / stray).write_text("stray")
+    return root
+
+
+def test_what_must_not_be_published_is_not_deployed(tmp_path: Path, local_hub: Hub) -> None:
+    root = _copy(tmp_path / "copy")
+    operator = CompactCNN(width=8, blocks=1, groups=4)
+    operator.metadata = {"task": "jpeg_q10", "prior": "rv51", "imported_from": "RG/jpeg.pt"}
+    operator.save_pretrained(root / "operators" / "trained" / "official")
+    with pytest.raises(PushRefused, match="no licence"):
+        deploy_space.space_files(root)
+    shutil.rmtree(root / "operators" / "trained" / "official")
+    assert deploy_space.space_files(root).keys() == deploy_space.space_files(ROOT).keys()
+    (root / "README.md").write_text("---\nsdk: docker\n---\n")
+    with pytest.raises(PushRefused, match="sdk: gradio"):
+        deploy_space.space_files(root)
+
+
+def test_a_refused_space_leaves_nothing_behind(local_hub: Hub, monkeypatch, capfd) -> None:
+    assert main(["deploy-space", "eve/silo"]) == 2
+    assert "you may not write to eve/silo" in capfd.readouterr().err
+    local_hub.disturb(f"POST /api/spaces/{SPACE}/commit/main", fail(400))
+    assert main(["deploy-space", SPACE]) == 2
+    assert "refuses this push" in capfd.readouterr().err
+    assert local_hub.repositories == {}
+    local_hub.disturb(f"POST /api/spaces/{SPACE}/hardware", fail(402))
+    assert main(["deploy-space", SPACE, "--hardware", "t4-small"]) == 2
+    assert "the files are on lab/silo" in capfd.readouterr().err
+    assert "app.py" in local_hub.repositories[f"spaces/{SPACE}"].files

@@ -1,0 +1,440 @@
+"""Operators are pushed to, fetched from and compared with a Hub that speaks the real protocol."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+import yaml
+
+from operators.catalog import find_operator, get_task, shelf
+from operators.convolutional import CompactCNN
+from operators.download_record import changed_files, recorded_commit
+from operators.errors import OperatorError, OperatorFileError, OperatorNotFound
+from operators.latent import LatentOperator
+from silo import hub
+from silo.__main__ import main
+from silo.errors import BadRequest, HubUnavailable, PushRefused
+from silo.hub_commit import commit_files
+from silo.model_card import base_model_of, render_operator_card
+from silo.operator_listing import on_shelf
+from silo.prior import LatentPrior
+from silo.request import RestorationRequest
+from silo.restorer import Restorer, Result
+from tests.hub_server import File, Hub, fail, lose_answer
+
+TASK = "super_resolution_x4"
+NAME = "lab/sr4"
+FILES = {"README.md", "config.json", "model.safetensors"}
+HF = Path(sys.executable).with_name("hf")
+# huggingface_hub's own upload of large files.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+
+def _train_a_little(seed: int) -> CompactCNN:
+    """An operator that learned in a few steps to halve latents."""
+    torch.manual_seed(seed)
+    operator = CompactCNN(width=8, blocks=1, groups=4)
+    optimizer = torch.optim.Adam(operator.parameters(), lr=0.01)
+    z, sigma = torch.randn(4, 4, 8, 8), torch.full((4,), 0.01)
+    for _ in range(20):
+        optimizer.zero_grad()
+        error = (operator(z, sigma) - z / 2).abs().mean()
+        error.backward()
+        optimizer.step()
+    task = get_task(TASK)
+    operator.metadata = {
+        "task": TASK,
+        "prior": "sd15",
+        "degradation": task.degradation.to_dict(),
+        "eta": task.eta,
+        "rmse": 0.25,
+        "noise_range": [0.0, 0.05],
+        "errors": {"l1": round(error.item(), 4), "l1_identity": 0.4, "rmse": 0.25},
+        "training": {
+            "resolution": 64,
+            "pictures": 4,
+            "steps": 20,
+            "batch": 4,
+            "learning_rate": 0.01,
+            "seed": seed,
+        },
+    }
+    return operator
+
+
+def _save(folder: Path, seed: int = 0) -> Path:
+    operator = _train_a_little(seed)
+    operator.save_pretrained(folder)
+    (folder / "README.md").write_text(render_operator_card(operator, pictures=4))
+    return folder
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    return _save(tmp_path / "trained" / TASK)
+
+
+@pytest.fixture
+def shelf_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty shelf in place of the repository's."""
+    folder = tmp_path / "shelf"
+    folder.mkdir()
+    monkeypatch.setattr("silo.commands.operators.SHELF", folder)
+    monkeypatch.setattr("silo.commands.operators.on_shelf", lambda: on_shelf(folder))
+    return folder
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The waits between attempts, which take no time."""
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    return waits
+
+
+def _hf(*arguments: str) -> str:
+    """What the `hf` command of this environment prints."""
+    done = subprocess.run([HF, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_from_training_to_a_restoration_elsewhere(
+    local_hub: Hub, trained: Path, shelf_folder: Path, tiny_prior: LatentPrior, capfd
+) -> None:
+    """A push here, `hf download` onto a shelf there, and a restoration with what arrived."""
+    assert main(["operators", "push", str(trained), "--repo_id", NAME]) == 0
+    repository = local_hub.repositories[f"models/{NAME}"]
+    assert capfd.readouterr().out == f"{local_hub.url}/{NAME}/commit/{repository.head}\n"
+    assert len(repository.commits) == 2  # the empty repository, and everything at once
+    assert {n: f.content for n, f in repository.files.items() if n in FILES} == _files(trained)
+
+    there = shelf_folder / "sr4"
+    _hf("download", NAME, "--local-dir", str(there))
+    assert [(e.folder, e.task) for e in shelf(shelf_folder)] == [(there, TASK)]
+    operator = LatentOperator.from_pretrained(find_operator(TASK, "sd15", 4, shelf_folder))
+    assert operator.revision == repository.head
+    _hf("cache", "verify", NAME, "--local-dir", str(there))
+    capfd.readouterr()
+    assert main(["operators", "verify"]) == 0
+    assert capfd.readouterr().out.startswith(f"ok {there} ({TASK}, 4 files as on the Hub")
+    assert main(["operators", "list", "--json"]) == 0
+    (row,) = (json.loads(line) for line in capfd.readouterr().out.splitlines())
+    assert row == {
+        "source": "shelf",
+        "name": "sr4",
+        "commit": repository.head,
+        "task": TASK,
+        "prior": "sd15",
+        "architecture": "compact_cnn",
+        "size": sum(len(content) for content in _files(trained).values()),
+        "license": "cc-by-sa-4.0",
+    }
+
+    request = RestorationRequest(TASK, torch.zeros(1, 3, 128, 128), simulate=True, steps=2)
+    *_, result = Restorer(tiny_prior, operator=there).restore(request)
+    assert isinstance(result, Result)
+    assert result.parameters["operator"]["revision"] == repository.head
+    *_, same = Restorer(tiny_prior, operator=trained).restore(request)
+    assert isinstance(same, Result)
+    torch.testing.assert_close(result.restored, same.restored, rtol=0, atol=0)
+
+
+def test_the_card_tells_the_hub_what_it_reads(trained: Path) -> None:
+    operator = LatentOperator.from_pretrained(trained)
+    front = yaml.safe_load((trained / "README.md").read_text().split("---\n")[1])
+    assert front["library_name"] == "silo" and front["pipeline_tag"] == "image-to-image"
+    assert front["base_model"] == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    assert front["base_model_relation"] == "adapter"
+    assert front["license"] == "cc-by-sa-4.0" and front["metrics"] == ["l1", "rmse"]
+    (result,) = front["model-index"][0]["results"]
+    measured = {metric["type"]: metric["value"] for metric in result["metrics"]}
+    assert measured == {"l1": operator.metadata["errors"]["l1"], "rmse": 0.25}
+    assert "0.4" in result["metrics"][0]["name"]  # what the identity reaches
+    assert "datasets" not in front
+    operator.metadata["prior"] = "tiny"
+    operator.metadata["training"]["dataset_name"] = "lab/photos"
+    front = yaml.safe_load(render_operator_card(operator, 4).split("---\n")[1])
+    assert front["datasets"] == ["lab/photos"] and "base_model" not in front
+    assert base_model_of("owner/prior@abc") == "owner/prior"
+    assert base_model_of("./prior") is None
+
+
+def test_pull_resolves_a_branch_to_its_commit_and_replaces_older_downloads(
+    local_hub: Hub, trained: Path, shelf_folder: Path, tmp_path: Path, capfd
+) -> None:
+    first = hub.push_operator(trained, NAME).rpartition("/")[2]
+    hub.push_operator(_save(tmp_path / "better", seed=1), NAME)
+    assert main(["operators", "pull", NAME, "--revision", first]) == 0
+    folder = shelf_folder / "sr4"
+    assert capfd.readouterr().out == f"{folder} {first}\n"
+    assert _files(folder) == _files(trained) and recorded_commit(folder) == first
+    assert main(["operators", "pull", NAME]) == 0
+    assert _files(folder) == _files(tmp_path / "better")
+    assert recorded_commit(folder) == local_hub.repositories[f"models/{NAME}"].head
+    assert [path.name for path in shelf_folder.iterdir()] == ["sr4"]
+    with pytest.raises(OperatorNotFound, match="no revision 'v9'"):
+        hub.pull_operator(NAME, folder, revision="v9")
+    with pytest.raises(OperatorNotFound, match="'lab/none'"):
+        hub.pull_operator("lab/none", shelf_folder / "none")
+
+
+def test_pull_leaves_alone_what_is_not_from_the_hub(
+    local_hub: Hub, trained: Path, tmp_path: Path
+) -> None:
+    hub.push_operator(trained, NAME)
+    before = _files(trained)
+    with pytest.raises(BadRequest, match="--local_dir"):
+        hub.pull_operator(NAME, trained)
+    assert _files(trained) == before
+    folder = tmp_path / "pulled"
+    hub.pull_operator(NAME, folder)
+    _train_a_little(seed=1).save_pretrained(folder)  # over the download
+    assert changed_files(folder) == ["config.json", "model.safetensors"]
+    assert recorded_commit(folder) is None
+    before = _files(folder)
+    with pytest.raises(BadRequest, match="--local_dir"):
+        hub.pull_operator(NAME, folder)
+    assert _files(folder) == before
+
+
+def test_a_damaged_download_is_thrown_away(
+    local_hub: Hub, trained: Path, shelf_folder: Path, capfd
+) -> None:
+    hub.push_operator(trained, NAME)
+    local_hub.corrupt("model.safetensors")
+    with pytest.raises(OperatorFileError, match="model.safetensors .* is not what the Hub holds"):
+        hub.pull_operator(NAME, shelf_folder / "sr4")
+    assert list(shelf_folder.iterdir()) == []
+    # `hf download` compares sizes only; `verify` does not.
+    _hf("download", NAME, "--local-dir", str(shelf_folder / "sr4"))
+    capfd.readouterr()
+    assert main(["operators", "verify"]) == 1
+    assert "FAILED model.safetensors" in capfd.readouterr().err
+    assert main(["operators", "verify", str(shelf_folder / "sr4")]) == 2
+
+
+def test_the_cache_is_listed_and_compared_with_the_hub(
+    local_hub: Hub, trained: Path, shelf_folder: Path, capfd
+) -> None:
+    head = hub.push_operator(trained, NAME).rpartition("/")[2]
+    assert main(["operators", "verify", NAME]) == 2
+    assert "pull it first" in capfd.readouterr().err
+    assert LatentOperator.from_pretrained(NAME).revision == head
+    assert main(["operators", "verify", NAME]) == 0
+    assert main(["operators", "list"]) == 0
+    verified, listed = capfd.readouterr().out.splitlines()
+    assert verified == f"ok {NAME}@{head} (2 files as on the Hub)"
+    assert listed.split()[-2:] == ["cache", f"{NAME}@{head[:12]}"]
+    (weights,) = Path(huggingface_hub.constants.HF_HUB_CACHE).rglob("model.safetensors")
+    weights.resolve().write_bytes(weights.read_bytes()[::-1])
+    assert main(["operators", "verify", NAME]) == 2
+    assert "hf download lab/sr4 --force-download" in capfd.readouterr().err
+
+
+def test_a_collection_lists_operators_with_size_and_licence(
+    local_hub: Hub, trained: Path, shelf_folder: Path, monkeypatch, capfd
+) -> None:
+    hub.push_operator(trained, NAME)
+    other = local_hub.create("models/lab/language-model")
+    other.commit("weights", {"config.json": File(b"{}", False)})
+    local_hub.collections["lab/silo-1"] = [NAME, "lab/language-model"]
+    assert main(["operators", "list", "--collection", "lab/silo-1", "--json"]) == 0
+    (row,) = (json.loads(line) for line in capfd.readouterr().out.splitlines())
+    assert row["source"] == "hub" and row["name"] == NAME and row["task"] == TASK
+    assert row["license"] == "cc-by-sa-4.0"
+    assert row["size"] == sum(len(content) for content in _files(trained).values())
+    assert main(["operators", "list", "--collection", "lab/none"]) == 2
+    monkeypatch.setattr(hub, "reachable", lambda: False)
+    assert main(["operators", "list", "--collection", "lab/silo-1"]) == 0
+    assert "out of reach" in capfd.readouterr().err
+
+
+def test_nothing_leaves_that_does_not_load_or_may_not_be_published(
+    local_hub: Hub, trained: Path, tmp_path: Path
+) -> None:
+    without_card, damaged, mute, official = (tmp_path / name for name in "abcd")
+    for folder in (without_card, damaged, mute, official):
+        shutil.copytree(trained, folder)
+    (without_card / "README.md").unlink()
+    weights = damaged / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    for folder, change in ((mute, {}), (official, {"imported_from": "x.pt"})):
+        operator = LatentOperator.from_pretrained(trained)
+        operator.metadata = {**operator.metadata, **change} if change else {}
+        operator.save_pretrained(folder)
+    for folder, error, message in (
+        (without_card, PushRefused, "no README.md"),
+        (damaged, OperatorFileError, "damaged"),
+        (mute, OperatorFileError, "task and prior"),
+        (official, PushRefused, "no licence"),
+        (tmp_path / "nothing", OperatorError, "there is no folder"),
+    ):
+        with pytest.raises(error, match=message):
+            hub.push_operator(folder, NAME)
+    assert local_hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("token", "repo_id", "message"),
+    [
+        ("hf_stranger", NAME, "you may not write to lab/sr4"),
+        ("hf_stranger", "lab/new", "you may not write to lab/new"),
+        ("hf_forged", NAME, "hf auth login"),
+        (None, NAME, "hf auth login"),
+        ("hf_writer", "lab/sr 4", "no name of a repository"),
+    ],
+)
+def test_a_push_without_rights(
+    local_hub: Hub, trained: Path, tmp_path: Path, monkeypatch, capfd, token, repo_id, message
+) -> None:
+    hub.push_operator(trained, NAME)
+    head = local_hub.repositories[f"models/{NAME}"].head
+    if token is None:
+        monkeypatch.delenv("HF_TOKEN")
+        monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    else:
+        monkeypatch.setenv("HF_TOKEN", token)
+    better = _save(tmp_path / "better", seed=1)
+    capfd.readouterr()
+    assert main(["operators", "push", str(better), "--repo_id", repo_id]) == 2
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: ") and message in said
+    assert token is None or token not in said
+    assert [key for key in local_hub.repositories] == [f"models/{NAME}"]
+    assert local_hub.repositories[f"models/{NAME}"].head == head
+
+
+def test_a_push_over_a_stale_parent(local_hub: Hub, trained: Path, tmp_path: Path) -> None:
+    hub.push_operator(trained, NAME)
+    repository = local_hub.repositories[f"models/{NAME}"]
+
+    def somebody_else_pushes() -> None:
+        repository.commit("theirs", {**repository.files, "note.txt": File(b"theirs", False)})
+
+    local_hub.disturb(rf"POST /api/models/{NAME}/commit/main", somebody_else_pushes)
+    with pytest.raises(PushRefused, match="somebody else has changed lab/sr4"):
+        hub.push_operator(_save(tmp_path / "better", seed=1), NAME)
+    assert [title for title, _ in repository.commits.values()][-1] == "theirs"
+    assert repository.files["model.safetensors"].content == _files(trained)["model.safetensors"]
+    hub.push_operator(tmp_path / "better", NAME)  # over theirs, now that it is known
+    assert repository.files["note.txt"].content == b"theirs"
+
+
+PLACES = ["PUT /lfs/.*", ".*/batch", f"POST /api/models/{NAME}/commit/main", ".*/validate-yaml"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_server_that_recovers_is_asked_again(
+    local_hub: Hub, trained: Path, no_waiting: list[float], place: str
+) -> None:
+    local_hub.disturb(place, fail(503))
+    hub.push_operator(trained, NAME)
+    repository = local_hub.repositories[f"models/{NAME}"]
+    assert len(repository.commits) == 2 and FILES <= repository.files.keys()
+    assert no_waiting and min(no_waiting) >= 1
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_server_that_fails_for_good_leaves_everything_as_it_was(
+    local_hub: Hub, trained: Path, tmp_path: Path, no_waiting, place: str, exists: bool
+) -> None:
+    if exists:
+        hub.push_operator(trained, NAME)
+    before = {key: list(each.commits) for key, each in local_hub.repositories.items()}
+    local_hub.disturb(place, fail(503), times=100)
+    better = _save(tmp_path / "better", seed=1)
+    files = _files(better)
+    with pytest.raises(HubUnavailable, match="lab/sr4 is as it was: push again later"):
+        hub.push_operator(better, NAME)
+    assert {key: list(each.commits) for key, each in local_hub.repositories.items()} == before
+    assert _files(better) == files
+
+
+def test_a_commit_whose_answer_is_lost_is_made_once(
+    local_hub: Hub, trained: Path, no_waiting: list[float]
+) -> None:
+    local_hub.disturb(f"POST /api/models/{NAME}/commit/main", lose_answer)
+    url = hub.push_operator(trained, NAME)
+    repository = local_hub.repositories[f"models/{NAME}"]
+    assert len(repository.commits) == 2 and url.endswith(repository.head)
+
+
+def test_a_private_push(local_hub: Hub, trained: Path, monkeypatch) -> None:
+    hub.push_operator(trained, NAME, private=True)
+    assert local_hub.repositories[f"models/{NAME}"].private
+    monkeypatch.setenv("HF_TOKEN", "hf_stranger")
+    with pytest.raises(OperatorNotFound, match="private"):
+        hub.pull_operator(NAME, trained.parent / "stolen")
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    local_hub.create("models/lab/open")
+    with pytest.raises(PushRefused, match="everybody can read lab/open"):
+        hub.push_operator(trained, "lab/open", private=True)
+    assert len(local_hub.repositories["models/lab/open"].commits) == 1
+
+
+def test_a_card_that_the_hub_rejects(local_hub: Hub, trained: Path) -> None:
+    (trained / "README.md").write_text("No metadata.\n")
+    with pytest.raises(PushRefused, match="Invalid metadata"):
+        hub.push_operator(trained, NAME)
+    assert local_hub.repositories == {}
+
+
+def test_offline_is_said_at_once(
+    local_hub: Hub, trained: Path, shelf_folder: Path, monkeypatch, capfd
+) -> None:
+    hub.push_operator(trained, NAME)
+    asked = len(local_hub.requests)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    hub.reachable.cache_clear()
+    for action in (
+        ["push", str(trained), "--repo_id", NAME],
+        ["pull", NAME],
+        ["verify", NAME],
+    ):
+        assert main(["operators", *action]) == 2
+        assert "HF_HUB_OFFLINE is set" in capfd.readouterr().err
+    assert list(shelf_folder.iterdir()) == []
+    assert len(local_hub.requests) == asked
+
+
+def test_the_command_in_a_process_of_its_own(local_hub: Hub, trained: Path) -> None:
+    """With the environment alone, nothing patched."""
+    run = [sys.executable, "-m", "silo", "operators", "push", str(trained), "--repo_id", NAME]
+    done = subprocess.run(run, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+    assert FILES <= local_hub.repositories[f"models/{NAME}"].files.keys()
+    assert os.environ["HF_TOKEN"] not in done.stdout + done.stderr
+
+
+def test_push_by_the_name_of_a_task(
+    local_hub: Hub, trained: Path, tmp_path: Path, monkeypatch, capfd
+) -> None:
+    monkeypatch.setattr("silo.commands.operators.shelf", lambda: shelf(trained.parent))
+    assert main(["operators", "push", TASK, "--repo_id", NAME]) == 0
+    assert f"models/{NAME}" in local_hub.repositories
+    _save(trained.parent / "second")
+    assert main(["operators", "push", TASK, "--repo_id", NAME]) == 2
+    assert "The shelf has 2 operators" in capfd.readouterr().err
+
+
+def test_a_folder_is_made_to_hold_nothing_else(local_hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "new.txt").write_text("new")
+    old = File(b"old", False)
+    local_hub.create("models/lab/any").commit("old", {"a/old": old, "b/old": old, "a.txt": old})
+    files = {"a/new": tmp_path / "new.txt"}
+    commit_files("lab/any", files, "Replace a", folders=["a"])
+    repository = local_hub.repositories["models/lab/any"]
+    assert repository.files.keys() == {"a/new", "b/old", "a.txt"}

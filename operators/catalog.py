@@ -6,6 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from operators.degradation import Degradation
+from operators.download_record import read_records
 from operators.errors import OperatorError, OperatorFileError, OperatorNotFound
 from operators.latent import architectures, read_config
 
@@ -93,14 +94,21 @@ def shelf(folder: Path = SHELF) -> list[ShelfEntry]:
 def find_operator(task: str, prior: str, latent_channels: int, folder: Path = SHELF) -> Path:
     """The operator on the shelf for `task` in the latent space of `prior`.
 
+    Of several, one for this very prior goes before a shared one, and one that the user downloaded
+    before one that came with the repository.
+
     Raises:
         OperatorNotFound: there is none; the message says how to get one.
     """
+    fitting = []
     for entry in shelf(folder):
         reads_latent_alone = not architectures()[entry.architecture].needs_features
         shared = latent_channels == SD_LATENT_CHANNELS and reads_latent_alone
         if entry.task == task and entry.prior in ({prior, SD_PRIOR} if shared else {prior}):
-            return entry.folder
+            fitting.append(entry)
+    if fitting:
+        best = min(fitting, key=lambda each: (each.prior != prior, not read_records(each.folder)))
+        return best.folder
     raise OperatorNotFound(
         f"No trained operator for {task} on the prior '{prior}' is on the shelf; "
         f"name one with --operator, or train it: python -m silo train-operator --task {task} ..."

@@ -16,7 +16,7 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0 done, 1 some pictures failed, 2 an error."""
+    """Run a command; returns the exit code: 0 done, 1 some of several failed, 2 an error."""
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help"):
         lines = (f"  {name:<16}{what}" for name, (_, what) in COMMANDS.items())

@@ -11,14 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import httpx2  # what huggingface_hub speaks HTTP with
-from huggingface_hub import (
-    CommitOperationAdd,
-    CommitOperationDelete,
-    HfApi,
-    ModelInfo,
-    SpaceInfo,
-    constants,
-)
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -64,8 +57,9 @@ def commit_files(
         HubUnavailable: the Hub failed again and again.
     """
     api, kind = HfApi(), "space" if space else "model"
+    describe = api.space_info if space else api.model_info
     with _explained(repo_id):
-        info = _find(api, repo_id, kind)
+        info = _find(describe, repo_id)
         if info is not None and private and not info.private:
             raise PushRefused(
                 f"everybody can read {repo_id}: make it private on its page, or leave --private out"
@@ -81,7 +75,7 @@ def commit_files(
             )
         try:
             if info is None:
-                info = retried(lambda: api.repo_info(repo_id, repo_type=kind))
+                info = retried(lambda: describe(repo_id))
             parent = info.sha
             there = {sibling.rfilename for sibling in info.siblings or ()}
             stale = [p for p in sorted(there - files.keys()) if p.partition("/")[0] in folders]
@@ -118,9 +112,8 @@ def retried(call: Callable[[], Returned]) -> Returned:
     return call()
 
 
-def _find(api: HfApi, repo_id: str, kind: str) -> ModelInfo | SpaceInfo | None:
+def _find(describe: Callable[[str], Returned], repo_id: str) -> Returned | None:
     """What the Hub says of the repository; None where there is none, or none for us to see."""
-    describe = api.space_info if kind == "space" else api.model_info
     try:
         return retried(lambda: describe(repo_id))
     except RepositoryNotFoundError:
@@ -130,10 +123,10 @@ def _find(api: HfApi, repo_id: str, kind: str) -> ModelInfo | SpaceInfo | None:
 def _withdraw(api: HfApi, repo_id: str, kind: str) -> None:
     """Delete the repository that was just created, unless it holds a commit of somebody's."""
     try:
-        if len(api.list_repo_commits(repo_id, repo_type=kind)) == 1:
-            api.delete_repo(repo_id, repo_type=kind)
-    except (httpx2.HTTPError, OSError) as error:
-        warnings.warn(f"an empty {repo_id} stays on the Hub: {_reason(error)}", stacklevel=2)
+        if len(retried(lambda: api.list_repo_commits(repo_id, repo_type=kind))) == 1:
+            retried(lambda: api.delete_repo(repo_id, repo_type=kind))
+    except httpx2.HTTPError as error:
+        warnings.warn(f"{repo_id} stays on the Hub, empty: {_reason(error)}", stacklevel=2)
 
 
 def _is_transient(error: Exception) -> bool:

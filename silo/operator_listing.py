@@ -97,7 +97,7 @@ def in_collection(slug: str) -> Iterator[ListedOperator]:
         config = read_config(folder)
         sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
         size = sum(sizes.get(name, 0) for name in OPERATOR_FILES)
-        license = info.card_data.license if info.card_data is not None else None
+        license = None if info.card_data is None else info.card_data.get("license")
         yield _describe("hub", info.id, info.sha, config, size, license)
 
 

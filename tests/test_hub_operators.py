@@ -120,10 +120,13 @@ def test_from_training_to_a_restoration_elsewhere(
     assert len(repository.commits) == 2  # the empty repository, and everything at once
     assert {n: f.content for n, f in repository.files.items() if n in FILES} == _files(trained)
 
+    _save(shelf_folder / "a_shipped_one", seed=1)
     there = shelf_folder / "sr4"
     _hf("download", NAME, "--local-dir", str(there))
-    assert [(e.folder, e.task) for e in shelf(shelf_folder)] == [(there, TASK)]
-    operator = LatentOperator.from_pretrained(find_operator(TASK, "sd15", 4, shelf_folder))
+    assert [e.folder.name for e in shelf(shelf_folder)] == ["a_shipped_one", "sr4"]
+    assert find_operator(TASK, "rv51", 4, shelf_folder) == there  # what was fetched is preferred
+    shutil.rmtree(shelf_folder / "a_shipped_one")
+    operator = LatentOperator.from_pretrained(there)
     assert operator.revision == repository.head
     _hf("cache", "verify", NAME, "--local-dir", str(there))
     capfd.readouterr()
@@ -361,6 +364,27 @@ def test_a_server_that_fails_for_good_leaves_everything_as_it_was(
         hub.push_operator(better, NAME)
     assert {key: list(each.commits) for key, each in local_hub.repositories.items()} == before
     assert _files(better) == files
+
+
+def test_a_repository_that_cannot_be_withdrawn_is_named(
+    local_hub: Hub, trained: Path, no_waiting: list[float]
+) -> None:
+    local_hub.disturb(PLACES[0], fail(500), times=100)
+    local_hub.disturb("DELETE /api/repos/delete", fail(500), times=100)
+    with pytest.raises(HubUnavailable), pytest.warns(UserWarning, match="lab/sr4 stays on the Hub"):
+        hub.push_operator(trained, NAME)
+
+
+def test_what_somebody_pushed_meanwhile_is_not_withdrawn(
+    local_hub: Hub, trained: Path, no_waiting: list[float]
+) -> None:
+    def somebody_else_pushes() -> None:
+        local_hub.repositories[f"models/{NAME}"].commit("theirs", {"a": File(b"theirs", False)})
+
+    local_hub.disturb(f"POST /api/models/{NAME}/commit/main", somebody_else_pushes)
+    with pytest.raises(PushRefused, match="somebody else"):
+        hub.push_operator(trained, NAME)
+    assert local_hub.repositories[f"models/{NAME}"].files["a"].content == b"theirs"
 
 
 def test_a_commit_whose_answer_is_lost_is_made_once(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,16 +167,17 @@ class LatentPrior:
                 return (encoded.latents.float() * scale,)
             return (encoded.latent_dist.mode().float() * scale,)
 
-        return self._finite(self._vae, "the encoder", run, images)[0]
+        return self._finite("_vae", "the encoder", run, images)[0]
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pictures x = D(z / scaling_factor), clamped.
+    def decode(self, latents: Tensor, *, clamp: bool = True) -> Tensor:
+        """Pictures x = D(z / scaling_factor).
 
         Args:
             latents: (B, C, h, w).
+            clamp: whether to clamp to [-1, 1]; guidance does not, lest its gradient vanish beyond.
 
         Returns:
-            (B, 3, h * scale_factor, w * scale_factor) in [-1, 1].
+            (B, 3, h * scale_factor, w * scale_factor), in [-1, 1] if clamped.
 
         Raises:
             BadRequest: the latents are not finite numbers.
@@ -186,10 +188,12 @@ class LatentPrior:
         def run(latents: Tensor) -> tuple[Tensor]:
             return (self._vae.decode(self._cast(latents / scale, self._vae)).sample.float(),)
 
-        (images,) = self._finite(self._vae, "the decoder", run, latents)
+        (images,) = self._finite("_vae", "the decoder", run, latents)
         if not torch.isfinite(images).all():
-            raise BadRequest("the sampler diverged: use a smaller eta, or more steps.")
-        return images.clamp(-1, 1)
+            raise BadRequest(
+                "the sampler diverged: guide it less (a smaller eta or omega), or take more steps."
+            )
+        return images.clamp(-1, 1) if clamp else images
 
     def embed(
         self, prompt: str, negative_prompt: str = "", guidance_scale: float = 1.0
@@ -226,7 +230,7 @@ class LatentPrior:
                 ).sample
             return output.float(), *(feature[-batch:].float() for feature in captured)
 
-        output, *captured = self._finite(self._unet, "the denoiser", run, latents)
+        output, *captured = self._finite("_unet", "the denoiser", run, latents)
         if prompt.uncond is not None:
             negative, positive = output.chunk(2)
             output = negative + prompt.guidance_scale * (positive - negative)
@@ -262,7 +266,7 @@ class LatentPrior:
         def run(tokens: Tensor) -> tuple[Tensor]:
             return (self._text_encoder(tokens).last_hidden_state.float(),)
 
-        (hidden,) = self._finite(self._text_encoder, "the text encoder", run, tokens)
+        (hidden,) = self._finite("_text_encoder", "the text encoder", run, tokens)
         return hidden, len(rows) > 1
 
     def _cast(self, tensor: Tensor, network: Any) -> Tensor:
@@ -270,12 +274,16 @@ class LatentPrior:
 
     def _finite(
         self,
-        network: Any,
+        part: str,
         title: str,
         run: Callable[[Tensor], tuple[Tensor, ...]],
         inputs: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Returns run(inputs); if half precision overflows, makes the network float32 for good."""
+        """Returns run(inputs); if half precision overflows, makes the network float32 for good.
+
+        By a copy, since gradients of earlier calls still need the weights as they were.
+        """
+        network = getattr(self, part)
         outputs = run(inputs)
         if network.dtype == torch.float32 or torch.isfinite(outputs[0]).all():
             return outputs
@@ -284,7 +292,7 @@ class LatentPrior:
         self.notices.append(
             f"{title} overflowed in {self.dtype}; it now runs in float32, which is slower."
         )
-        network.float()
+        setattr(self, part, deepcopy(network).float())
         return run(inputs)
 
 

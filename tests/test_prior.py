@@ -188,6 +188,35 @@ def test_encoder_denoiser_and_text_recover_too(tiny_prior_folder, latents):
     assert len(prior.notices) == 3 and prior.nfe == 1
 
 
+@pytest.mark.parametrize("dtype", HALF)
+def test_an_encoder_that_overflows_leaves_the_gradient_of_an_earlier_decoding(
+    tiny_prior_folder, dtype
+):
+    def gradient(prior):
+        z = noise(1, 4, 4, 4).requires_grad_()
+        returned = prior.encode(prior.decode(z, clamp=False))
+        return torch.autograd.grad(returned.square().sum(), z)[0]
+
+    prior = LatentPrior.load(tiny_prior_folder, dtype=dtype)
+    break_in_half_precision(prior._vae.encoder)
+    expected = gradient(LatentPrior.load(tiny_prior_folder))
+    for _ in range(2):
+        found = gradient(prior)
+        assert found.dtype == torch.float32
+        assert torch.cosine_similarity(found.flatten(), expected.flatten(), dim=0) > 0.9
+    assert "the encoder overflowed" in prior.notices[0]
+
+
+def test_only_an_unclamped_decoding_has_a_gradient_beyond_the_range(tiny_prior):
+    z = (20 * noise(1, 4, 4, 4)).requires_grad_()
+    images = tiny_prior.decode(z, clamp=False)
+    torch.testing.assert_close(tiny_prior.decode(z), images.clamp(-1, 1))
+    beyond = images.detach().abs() > 1
+    assert beyond.any()
+    (gradient,) = torch.autograd.grad(images[beyond].sum(), z)
+    assert gradient.abs().max() > 0
+
+
 def test_latents_that_are_not_finite_are_refused_and_change_nothing(tiny_prior_folder):
     prior = LatentPrior.load(tiny_prior_folder, dtype=torch.bfloat16)
     with pytest.raises(BadRequest, match="diverged"):

@@ -1,7 +1,7 @@
 """What is asked of a restoration: one frozen description, checked as a whole when it is made."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from torch import Tensor
@@ -15,6 +15,7 @@ from silo.samplers import SAMPLERS
 PRESETS: Mapping[str, int] = MappingProxyType({"quick": 50, "balanced": 100, "paper": 1000})
 MAX_STEPS = 1000
 MAX_SAMPLES = 16
+MAX_ITERATIONS = 10_000
 MAX_SEED = 2**32 - 1
 MAX_GUIDANCE_SCALE = 50.0
 # Noise carries a measurement past [-1, 1]; a picture in 0..255 lies far beyond.
@@ -35,13 +36,16 @@ class RestorationRequest:
         negative_prompt: what it should not show; only with a guidance scale above 1.
         guidance_scale: of the prompt (classifier-free guidance), from 1, which is none.
         sampler: a key of `silo.samplers.SAMPLERS`.
-        preset: a key of `PRESETS`, which gives the number of steps.
+        preset: a key of `PRESETS`, which gives the number of steps; "paper" is the number that the
+            sampler was published with.
         steps: denoising steps, 1 to 1000, in place of the preset's.
-        eta: consistency scale, 0 or more, in place of the task's.
+        eta: consistency scale, 0 or more, in place of the task's; for samplers that are guided by
+            a latent operator.
         noise_sigma: std of the measurement's noise in [0, 1] units, in place of the task's.
         keep_known: with a mask, keep what is known as it is and fade into the restoration at the
             hole's edge; without, as in the paper, everything comes out of the decoder.
-        clamp: bound on each element of the guidance gradient; None for none.
+        clamp: bound on each element of the guidance gradient; None for none; as `eta`.
+        hyperparameters: of the other samplers, by name, in place of their published ones.
         samples: how many restorations of the picture; sample i is seeded with seed + i.
         seed: 0 to 2^32 - 1, the source of all random numbers.
 
@@ -64,13 +68,13 @@ class RestorationRequest:
     noise_sigma: float | None = None
     keep_known: bool = True
     clamp: float | None = None
+    hyperparameters: Mapping[str, float | int] = field(default_factory=dict)
     samples: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Checks every value."""
-        _check_choice("task", self.task, TASKS)
-        _check_choice("sampler", self.sampler, SAMPLERS)
+        check_task(self.task, self.sampler)
         _check_choice("preset", self.preset, PRESETS)
         self._check_image()
         self._check_mask()
@@ -88,13 +92,22 @@ class RestorationRequest:
             _check_number("noise_sigma", self.noise_sigma, 0, 1)
         if self.clamp is not None:
             _check_number("clamp", self.clamp, 1e-6, 1000)
+        self._check_hyperparameters()
         _check_integer("samples", self.samples, 1, MAX_SAMPLES)
         _check_integer("seed", self.seed, 0, MAX_SEED)
 
     @property
     def effective_steps(self) -> int:
         """`steps`, or else the preset's."""
-        return PRESETS[self.preset] if self.steps is None else self.steps
+        if self.steps is not None:
+            return self.steps
+        return SAMPLERS[self.sampler].steps if self.preset == "paper" else PRESETS[self.preset]
+
+    @property
+    def effective_hyperparameters(self) -> dict[str, float | int]:
+        """The sampler's published ones for the task and the steps, or else `hyperparameters`."""
+        published = SAMPLERS[self.sampler].published(self.task, self.effective_steps)
+        return {**published, **self.hyperparameters}
 
     @property
     def effective_noise_sigma(self) -> float:
@@ -115,6 +128,23 @@ class RestorationRequest:
         magnitude = self.image.abs().max().item()
         if magnitude > _MAX_MAGNITUDE:
             raise BadRequest(f"the image reaches {magnitude:g}: scale its values to [-1, 1].")
+
+    def _check_hyperparameters(self) -> None:
+        sampler = SAMPLERS[self.sampler]
+        published = sampler.published(self.task, self.effective_steps)
+        names = ", ".join(published) or "eta and clamp"
+        if not sampler.needs_operator and (self.eta is not None or self.clamp is not None):
+            raise BadRequest(
+                f"eta and clamp are for samplers with a latent operator: {self.sampler} has the "
+                f"hyper-parameters {names} instead."
+            )
+        for name, value in self.hyperparameters.items():
+            if name not in published:
+                raise BadRequest(f"{self.sampler} has no {name!r}: it has {names}.")
+            if isinstance(published[name], int):
+                _check_integer(name, value, 1, MAX_ITERATIONS)
+            else:
+                _check_number(name, value, 0, 1000)
 
     def _check_mask(self) -> None:
         takes_mask = KINDS[TASKS[self.task].degradation.kind].needs_mask
@@ -137,6 +167,21 @@ class RestorationRequest:
             raise BadMask("the mask marks the whole picture: leave some of it to restore from.")
 
 
+def check_task(task: str, sampler: str) -> None:
+    """Whether there are such a task and sampler, and the one can do the other.
+
+    Raises:
+        BadRequest: if not.
+    """
+    _check_choice("task", task, TASKS)
+    _check_choice("sampler", sampler, SAMPLERS)
+    if SAMPLERS[sampler].linear_only and not KINDS[TASKS[task].degradation.kind].linear:
+        able = ", ".join(name for name, each in SAMPLERS.items() if not each.linear_only)
+        raise BadRequest(
+            f"{sampler} restores linear degradations only, which {task} is not: use {able}."
+        )
+
+
 def _check_choice(name: str, value: str, choices: Mapping[str, object]) -> None:
     if value not in choices:
         raise BadRequest(f"there is no {name} {value!r}: choose one of {', '.join(choices)}.")
@@ -148,6 +193,6 @@ def _check_number(name: str, value: float, low: float, high: float) -> None:
         raise BadRequest(f"{name} must be a number from {low:g} to {high:g}, not {value!r}.")
 
 
-def _check_integer(name: str, value: int, low: int, high: int) -> None:
+def _check_integer(name: str, value: float, low: int, high: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise BadRequest(f"{name} must be an integer from {low} to {high}, not {value!r}.")

@@ -99,6 +99,8 @@ class Result:
         parameters: all that is needed to do it again, JSON-able.
         seconds: wall time.
         nfe: denoiser evaluations.
+        encodes: pictures encoded, that of the measurement included.
+        decodes: latents decoded, that of the restoration included.
         notices: sentences for the user.
     """
 
@@ -107,6 +109,8 @@ class Result:
     parameters: dict[str, Any]
     seconds: float
     nfe: int
+    encodes: int
+    decodes: int
     notices: list[str]
 
     @property
@@ -186,6 +190,7 @@ class Restorer:
             "eta": self._eta(request),
             "keep_known": request.keep_known,
             "clamp": request.clamp,
+            "hyperparameters": request.effective_hyperparameters,
             "noise_sigma": request.effective_noise_sigma,
             "prompt": request.prompt,
             "negative_prompt": request.negative_prompt,
@@ -193,16 +198,14 @@ class Restorer:
             "samples": request.samples,
             "seed": request.seed,
             "prior": {"name": self.prior.name, "revision": self.prior.revision},
-            "operator": {
-                "name": self._operator_name(request.task),
-                "revision": self._operator(request.task).revision,
-            },
+            "operator": self._operator_record(request),
             "dtype": str(self.prior.dtype).removeprefix("torch."),
         }
 
     def _restore(self, request: RestorationRequest) -> Iterator[Progress | Result]:
-        started, evaluations = time.perf_counter(), self.prior.nfe
-        operator = self._operator(request.task)
+        started, before = time.perf_counter(), _calls(self.prior)
+        sampler = SAMPLERS[request.sampler]
+        operator = self._operator(request.task) if sampler.needs_operator else None
         measured = self.measure(request)
         prompt = self.prior.embed(request.prompt, request.negative_prompt, request.guidance_scale)
         device = self.prior.device
@@ -219,15 +222,15 @@ class Restorer:
             noise_sigma=measured.degradation.noise_sigma,
             prompt=prompt,
         )
-        sampler = SAMPLERS[request.sampler](
+        guidance = {"eta": self._eta(request), "clamp": request.clamp}
+        steps = sampler.sample(
             problem,
             spaced(self.prior.alphas_cumprod, request.effective_steps),
-            eta=self._eta(request),
             generators=generators(request.seed, request.samples),
-            clamp=request.clamp,
+            **(guidance if sampler.needs_operator else request.effective_hyperparameters),
         )
         last: Step | None = None
-        for last in sampler:
+        for last in steps:
             seconds = time.perf_counter() - started
             done = last.index + 1
             left = seconds / done * (last.total - done)
@@ -245,19 +248,38 @@ class Restorer:
             height, width = measured.fit.scaled
             notices.append(f"The picture was worked on at {width}x{height} pixels.")
         seconds = time.perf_counter() - started
-        nfe = self.prior.nfe - evaluations
-        yield Result(restored, measured, self.parameters(request), seconds, nfe, notices)
+        nfe, encodes, decodes = (
+            now - then for now, then in zip(_calls(self.prior), before, strict=True)
+        )
+        yield Result(
+            restored,
+            measured,
+            self.parameters(request),
+            seconds,
+            nfe=nfe,
+            encodes=encodes,
+            decodes=decodes,
+            notices=notices,
+        )
 
-    def _eta(self, request: RestorationRequest) -> float:
+    def _eta(self, request: RestorationRequest) -> float | None:
         """The consistency scale: asked for, or that of the operator or the task for 1,000 steps.
 
-        It grows with 1 / steps, so that the guidance adds up to the same whatever their number.
+        None for a sampler without a latent operator. It grows with 1 / steps, so that the guidance
+        adds up to the same whatever their number.
         """
-        if request.eta is not None:
+        if request.eta is not None or not SAMPLERS[request.sampler].needs_operator:
             return request.eta
         default = get_task(request.task).eta
         eta = self._operator(request.task).metadata.get("eta", default)
         return eta * PAPER_STEPS / request.effective_steps
+
+    def _operator_record(self, request: RestorationRequest) -> dict[str, str | None] | None:
+        """Which operator guides the restoration, if one does."""
+        if not SAMPLERS[request.sampler].needs_operator:
+            return None
+        revision = self._operator(request.task).revision
+        return {"name": self._operator_name(request.task), "revision": revision}
 
     def _operator_name(self, task: str) -> str:
         if self._chosen is not None:
@@ -300,6 +322,10 @@ def keep_known(restored: Tensor, measurement: Tensor, mask: Tensor) -> Tensor:
     # Averaged after growing: still 1 in the whole hole, then down to 0 over 2 FADE_RADIUS pixels.
     weight = F.avg_pool2d(hole, size, stride=1, padding=padding, count_include_pad=False)
     return weight * restored + (1 - weight) * measurement
+
+
+def _calls(prior: LatentPrior) -> tuple[int, int, int]:
+    return prior.nfe, prior.encodes, prior.decodes
 
 
 def measurement_generator(seed: int) -> torch.Generator:

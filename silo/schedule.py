@@ -129,6 +129,14 @@ def posterior_variance(alpha_bar: Level, alpha_bar_prev: Level) -> Level:
     return (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)
 
 
+def ddim(clean: Tensor, epsilon: Tensor, alpha_bar_prev: float | Tensor) -> Tensor:
+    """The next latent of a deterministic DDIM step (arXiv 2010.02502, eq. 12 with sigma = 0).
+
+    sqrt(abar_s) clean + sqrt(1 - abar_s) epsilon; this is `clean` itself at the last step.
+    """
+    return alpha_bar_prev**0.5 * clean + (1 - alpha_bar_prev) ** 0.5 * epsilon
+
+
 def _unknown(prediction_type: str) -> PriorFileError:
     return PriorFileError(
         f"this prior predicts {prediction_type!r}: use one of 'epsilon' or 'v_prediction'."

@@ -25,7 +25,7 @@ def a_result(samples: int) -> tuple[Result, RestorationRequest]:
     plan = Fit(original=(16, 24), scaled=(16, 24), padded=(16, 24))
     measured = Measured(Degradation("denoising"), clean + 0.2, None, clean, plan)
     restored = (clean + 0.02).expand(samples, -1, -1, -1)
-    return Result(restored, measured, {"seed": 5}, 1.5, 50, ["Worked <small>."]), request
+    return Result(restored, measured, {"seed": 5}, 1.5, 50, 1, 1, ["Worked <small>."]), request
 
 
 def no_restorer() -> Restorer:

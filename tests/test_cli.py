@@ -76,6 +76,35 @@ def test_json_reports_a_simulated_restoration(
     assert load_image(tmp_path / "out.png").pixels.shape == (1, 3, 32, 48)
 
 
+def test_a_peer_runs_without_an_operator_and_takes_its_own_hyperparameters(
+    tiny_prior_folder: Path, photos: Path, tmp_path: Path, capsys
+) -> None:
+    arguments = ["restore", photos / "p0.png", "--prior", tiny_prior_folder, "--steps", 2]
+    arguments += ["--task", "super_resolution_x4", "--simulate", "--json", "--sampler", "psld"]
+    arguments += ["--set", "omega=0.25", "--out", tmp_path / "out.png"]
+    assert main([str(argument) for argument in arguments]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["hyperparameters"] == {"omega": 0.25, "gamma": 50.0}
+    assert (report["nfe"], report["encodes"], report["decodes"]) == (2, 3, 3)
+    assert report["operator"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "jpeg_q10", "--sampler", "psld"], "linear"),
+        (["--task", "gaussian_blur", "--sampler", "ldps", "--operator", "x"], "--operator"),
+    ],
+)
+def test_what_a_peer_cannot_do_is_said_before_any_work(
+    arguments: list[str], message: str, photos: Path, capsys
+) -> None:
+    # The prior does not exist either, but that is not looked at yet.
+    assert main(["restore", str(photos / "p0.png"), "--prior", "no/prior/here", *arguments]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ") and message in line
+
+
 def test_a_folder_run_resumes_and_names_what_it_could_not_read(
     restore, photos: Path, tmp_path: Path, capsys
 ) -> None:

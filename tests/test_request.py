@@ -140,3 +140,61 @@ def test_every_refusal_is_one_line():
         with pytest.raises(SiloError) as caught:
             make(**changes)
         assert "\n" not in str(caught.value)
+
+
+def test_what_is_not_linear_is_refused_by_name_where_a_sampler_needs_it():
+    with pytest.raises(BadRequest, match="psld restores linear .* jpeg_q10 is not: use silo, ldps"):
+        make(task="jpeg_q10", sampler="psld")
+    for sampler, facts in SAMPLERS.items():
+        if not facts.linear_only:
+            make(task="jpeg_q10", sampler=sampler)
+
+
+def test_the_papers_number_of_steps_is_the_samplers():
+    assert make(sampler="psld", preset="paper").effective_steps == 1000
+    assert make(sampler="resample", preset="paper").effective_steps == 500
+    assert make(sampler="resample", preset="quick").effective_steps == 50
+
+
+def test_peers_have_their_published_hyperparameters_unless_given():
+    def of(**changes: Any) -> dict[str, float | int]:
+        return make(simulate=True, preset="paper", **changes).effective_hyperparameters
+
+    assert of() == {}
+    assert of(sampler="ldps") == {"omega": 1.0}
+    for sampler in ("gml-dps", "psld"):
+        assert of(sampler=sampler) == {"omega": 1.0, "gamma": 0.1}
+        box = of(sampler=sampler, task="inpainting_box")
+        assert box == {"omega": 0.1, "gamma": 0.01}
+    given = {"omega": 0.5}
+    assert of(sampler="psld", hyperparameters=given) == {"omega": 0.5, "gamma": 0.1}
+    fewer = make(sampler="psld", steps=50).effective_hyperparameters
+    assert fewer == pytest.approx({"omega": 20.0, "gamma": 2.0})
+    fewer = make(sampler="resample", steps=50, hyperparameters={"interval": 5})
+    assert fewer.effective_hyperparameters == {
+        "zeta": 5.0,
+        "gamma": 40.0,
+        "interval": 5,
+        "pixel_iterations": 2000,
+        "latent_iterations": 500,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sampler": "psld", "eta": 1.0}, "psld has the hyper-parameters omega, gamma"),
+        ({"sampler": "ldps", "clamp": 1.0}, "ldps has the hyper-parameters omega"),
+        ({"sampler": "ldps", "hyperparameters": {"gamma": 1.0}}, "no 'gamma': it has omega"),
+        ({"hyperparameters": {"omega": 1.0}}, "silo has no 'omega': it has eta and clamp"),
+        ({"sampler": "psld", "hyperparameters": {"omega": math.nan}}, "omega must be a number"),
+        ({"sampler": "psld", "hyperparameters": {"omega": "1"}}, "omega must be a number"),
+        ({"sampler": "resample", "hyperparameters": {"interval": 2.5}}, "interval must be an int"),
+        ({"sampler": "resample", "hyperparameters": {"interval": 0}}, "interval must be an int"),
+    ],
+)
+def test_hyperparameters_that_a_sampler_does_not_have_or_take_are_named(
+    changes: dict[str, Any], message: str
+):
+    with pytest.raises(BadRequest, match=message):
+        make(**changes)

@@ -189,6 +189,57 @@ def test_eta_is_the_operators_or_the_papers_and_adds_up_to_the_same_in_fewer_ste
     assert (eta(tmp_path, 1000), eta(tmp_path, 50)) == (0.8, 16.0)
 
 
+@pytest.mark.parametrize("sampler", ["ldps", "gml-dps", "psld", "resample"])
+def test_a_peer_needs_no_operator_records_what_it_ran_with_and_can_be_repeated(
+    tiny_prior: LatentPrior, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampler: str
+) -> None:
+    monkeypatch.setattr("operators.catalog.SHELF", tmp_path)  # there are none
+    restorer = Restorer(tiny_prior)
+    few = {"pixel_iterations": 4, "latent_iterations": 2} if sampler == "resample" else {}
+    first = RestorationRequest(
+        "super_resolution_x4", _picture(16, 16), sampler=sampler, steps=STEPS, hyperparameters=few
+    )
+    _, result = _restore(restorer, first)
+    loop = {"ldps": (0, 3), "gml-dps": (3, 3), "psld": (3, 3), "resample": (0, 3 + 2)}
+    encodes, decodes = loop[sampler]
+    assert (result.nfe, result.encodes, result.decodes) == (STEPS, 1 + encodes, decodes + 1)
+    assert result.parameters["operator"] is None and result.parameters["eta"] is None
+    assert result.parameters["hyperparameters"] == first.effective_hyperparameters
+    recorded = {
+        key: value
+        for key, value in result.parameters.items()
+        if key not in ("prior", "operator", "dtype")
+    }
+    again = RestorationRequest(image=_picture(16, 16), **recorded)
+    assert torch.equal(_restore(restorer, again)[1].images, result.images)
+
+
+@pytest.mark.parametrize("sampler", ["ldps", "gml-dps", "psld", "resample"])
+def test_a_peer_keeps_known_pixels_when_asked_only(tiny_prior: LatentPrior, sampler: str) -> None:
+    few = {"pixel_iterations": 4, "latent_iterations": 2} if sampler == "resample" else {}
+    mask = torch.ones(1, 1, 64, 96)
+    mask[..., 20:44, 40:70] = 0
+    kept, painted = (
+        _restore(
+            Restorer(tiny_prior),
+            RestorationRequest(
+                "inpainting_free",
+                _picture(),
+                mask=mask,
+                sampler=sampler,
+                steps=STEPS,
+                hyperparameters=few,
+                keep_known=keep,
+            ),
+        )[1].images
+        for keep in (True, False)
+    )
+    hole = (mask == 0).expand_as(kept)
+    assert torch.equal(kept[hole], painted[hole])
+    torch.testing.assert_close(kept[..., :16], _picture()[..., :16])
+    assert (painted[..., :16] - _picture()[..., :16]).abs().mean() > 0.05
+
+
 def test_an_operator_for_another_task_or_latent_space_is_refused(
     tiny_prior: LatentPrior, operators: dict[str, Path], tmp_path: Path
 ) -> None:

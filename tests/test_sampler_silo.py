@@ -16,7 +16,7 @@ ALPHAS_CUMPROD = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000
 MU = np.array([0.8, -0.5, 0.2])
 SIGMA = np.array([[1.0, 0.5, 0.1], [0.5, 0.8, -0.2], [0.1, -0.2, 0.5]])
 H = np.array([[0.9, 0.1, 0.0], [-0.3, 0.5, 0.2], [0.4, 0.0, 0.7]])
-silo = SAMPLERS["silo"]
+silo = SAMPLERS["silo"].sample
 
 
 def gain(alpha_bar: float) -> np.ndarray:

@@ -6,7 +6,7 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler, DDPMSchedulerOutput
 
 from silo.errors import BadRequest, PriorFileError
-from silo.schedule import posterior_mean, posterior_variance, spaced, to_clean, to_epsilon
+from silo.schedule import ddim, posterior_mean, posterior_variance, spaced, to_clean, to_epsilon
 
 BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
 ALPHAS_CUMPROD = torch.cumprod(1 - BETAS, 0)
@@ -136,3 +136,12 @@ def test_unguided_step_equals_diffusers(steps):
         std = posterior_variance(alpha_bar, alpha_bar_prev) ** 0.5
         ours = posterior_mean(z_t, clean, alpha_bar, alpha_bar_prev) + std * noise
         torch.testing.assert_close(ours, theirs.prev_sample, rtol=1e-4, atol=1e-4)
+
+
+def test_ddim_keeps_the_noise_of_a_latent_and_ends_clean():
+    clean, epsilon = torch.randn(2, 1, 4, 3, 3, dtype=torch.float64).unbind()
+    for alpha_bar, alpha_bar_prev in ((0.3, 0.7), (0.7, 1.0)):
+        z_t = alpha_bar**0.5 * clean + (1 - alpha_bar) ** 0.5 * epsilon
+        found = to_clean(z_t, epsilon, alpha_bar, "epsilon")
+        z_s = alpha_bar_prev**0.5 * clean + (1 - alpha_bar_prev) ** 0.5 * epsilon
+        torch.testing.assert_close(ddim(found, epsilon, alpha_bar_prev), z_s)

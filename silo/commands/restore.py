@@ -22,7 +22,7 @@ from silo.images import load_image, read_parameters, save_png
 from silo.masks import load_mask
 from silo.metrics import scores
 from silo.prior import load_or_embedded
-from silo.request import PRESETS, RestorationRequest
+from silo.request import PRESETS, RestorationRequest, check_task
 from silo.restorer import Progress, Restorer, Result
 from silo.samplers import SAMPLERS
 
@@ -33,6 +33,9 @@ PICTURE_ERRORS = (BadImage, BadMask, CannotSave, OutOfMemory)
 def main(argv: list[str]) -> int:
     """Restore; returns 0, or 1 when some of several pictures failed."""
     arguments = _parser().parse_args(argv)
+    check_task(arguments.task, arguments.sampler)
+    if arguments.operator is not None and not SAMPLERS[arguments.sampler].needs_operator:
+        raise BadRequest(f"{arguments.sampler} uses no latent operator: leave --operator out.")
     pictures = find_pictures(arguments.inputs)
     outputs = plan_outputs(arguments.inputs, pictures, arguments.out)
     keep_freed_memory()
@@ -63,6 +66,7 @@ def main(argv: list[str]) -> int:
                 noise_sigma=arguments.noise_sigma,
                 keep_known=arguments.keep_known,
                 clamp=arguments.clamp,
+                hyperparameters=dict(arguments.hyperparameters),
                 samples=arguments.samples,
                 seed=arguments.seed,
             )
@@ -192,7 +196,9 @@ def _report(
         "output": names[0] if len(names) == 1 else names,
         **{key: result.parameters[key] for key in ("task", "sampler", "steps")},
         "nfe": result.nfe,
-        **{key: result.parameters[key] for key in ("eta", "seed")},
+        "encodes": result.encodes,
+        "decodes": result.decodes,
+        **{key: result.parameters[key] for key in ("eta", "hyperparameters", "seed")},
         "seconds": round(result.seconds, 2),
         "size": list(result.restored.shape[-2:]),
         **{key: result.parameters[key] for key in ("prior", "operator")},
@@ -206,6 +212,11 @@ def _report(
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+def _assignment(text: str) -> tuple[str, float | int]:
+    name, _, value = text.partition("=")
+    return name, int(value) if value.isdigit() else float(value)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -223,6 +234,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, help="in place of the preset's")
     parser.add_argument("--eta", type=float, help="consistency scale: higher keeps closer to INPUT")
     parser.add_argument("--clamp", type=float, help="bound on the guidance gradient's elements")
+    parser.add_argument(
+        "--set",
+        dest="hyperparameters",
+        metavar="NAME=VALUE",
+        type=_assignment,
+        action="append",
+        default=[],
+        help="a hyper-parameter of the other samplers, in place of the published one",
+    )
     parser.add_argument("--noise-sigma", type=float, help="of INPUT, for pictures in [0, 1]")
     parser.add_argument("--mask", type=Path, help="picture of INPUT's size; white = fill in")
     parser.add_argument(

@@ -3,9 +3,21 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from silo.samplers.gml_dps import GML_DPS
+from silo.samplers.ldps import LDPS
 from silo.samplers.problem import Problem, Sampler, Step
+from silo.samplers.psld import PSLD
+from silo.samplers.resample import RESAMPLE
 from silo.samplers.silo import silo
 
-SAMPLERS: Mapping[str, Sampler] = MappingProxyType({"silo": silo})
+SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
+    {
+        "silo": Sampler(silo, needs_operator=True),
+        "ldps": LDPS,
+        "gml-dps": GML_DPS,
+        "psld": PSLD,
+        "resample": RESAMPLE,
+    }
+)
 
 __all__ = ["SAMPLERS", "Problem", "Sampler", "Step"]

@@ -1,16 +1,15 @@
-"""What a sampler is given (`Problem`), what it yields (`Step`) and how it is called (`Sampler`)."""
+"""What a sampler is given (`Problem`), what it yields (`Step`) and what it needs (`Sampler`)."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from silo.errors import BadRequest
-from silo.schedule import Schedule
 
 if TYPE_CHECKING:  # the prior imports diffusers, which takes seconds and is not needed here
     from operators.degradation import Degradation
@@ -70,6 +69,14 @@ class Problem:
             sigma_embedding=self.prior.sigma_embedding(noise_sigma) if with_embedding else None,
         )
 
+    def degrade(self, images: Tensor) -> Tensor:
+        """A(x) of images (B, 3, H, W), without noise, (B, 3, h, w)."""
+        return self.degradation.operator().forward(images, self.mask)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """D(z) of latents (B, C, h, w), not clamped, (B, 3, H, W)."""
+        return self.prior.decode(latents, clamp=False)
+
 
 @dataclass(frozen=True)
 class Step:
@@ -81,7 +88,8 @@ class Step:
         t: the timestep the denoiser was evaluated at.
         clean_estimate: (B, C, h, w) z0hat at t.
         latent: (B, C, h, w) the sample at the next, cleaner level; after the last step, z_0.
-        residual: (B,) ||w - H_theta(z0hat)||_2 of each sample, or the sampler's own misfit.
+        residual: (B,) what the guidance descends: ||w - H_theta(z0hat)||_2 of each sample, or the
+            loss of the sampler's own.
     """
 
     index: int
@@ -92,30 +100,43 @@ class Step:
     residual: Tensor
 
 
-class Sampler(Protocol):
-    """A posterior sampler: a generator function of `Step`s."""
+Hyperparameters = Mapping[str, float | int]
 
-    def __call__(
-        self,
-        problem: Problem,
-        schedule: Schedule,
-        *,
-        eta: float,
-        generators: Sequence[torch.Generator],
-        clamp: float | None = None,
-    ) -> Generator[Step, None, None]:
-        """Samples len(generators) restorations of one measurement side by side.
 
-        Args:
-            problem: what to restore.
-            schedule: the noise levels to visit.
-            eta: the consistency scale: how far each step goes along the guidance gradient.
+def _no_hyperparameters(task: str, steps: int) -> Hyperparameters:
+    return {}
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A posterior sampler and what has to be known before it runs.
+
+    Attributes:
+        sample: the sampler itself, a generator function of `Step`s, called as
+            sample(problem, schedule, generators=generators, NAME=VALUE, ...) with
+
+            problem: what to restore, a `Problem`.
+            schedule: the noise levels to visit, a `Schedule`.
             generators: one CPU generator a sample, from which all of its noise comes, so that a
-                sample is the same in a batch as alone.
+                sample is the same in a batch as alone; there are as many samples.
+
+            and its hyper-parameters. Those of a sampler with a latent operator are
+
+            eta: the consistency scale: how far each step goes along the guidance gradient.
             clamp: bound on each element of the guidance gradient, before eta; None, as in the
                 papers, for no bound.
-        """
-        ...
+        needs_operator: whether a latent operator guides it; if not, none is loaded.
+        linear_only: whether it is defined for linear degradations only.
+        steps: the number of steps it was published with.
+        published: the hyper-parameters of a sampler without a latent operator, by name, for a task
+            and a number of steps: the published ones, adapted to that number where they need be.
+    """
+
+    sample: Callable[..., Generator[Step, None, None]]
+    needs_operator: bool = False
+    linear_only: bool = False
+    steps: int = 1000
+    published: Callable[[str, int], Hyperparameters] = _no_hyperparameters
 
 
 def standard_normal(generators: Sequence[torch.Generator], like: Tensor) -> Tensor:

@@ -29,15 +29,18 @@ def find_weights(net: str, folder: Path | None = None) -> Path | None:
     """The LPIPS weights of `net` in `folder` or in $SILO_METRIC_WEIGHTS; None where there are none.
 
     Raises:
-        BadRequest: a folder is named, by argument or variable, but lacks the file.
+        BadRequest: a folder is named, by argument or variable, but holds the weights of no net.
     """
     named = str(folder) if folder else os.environ.get(WEIGHTS_VARIABLE, "")
     if not named:
         return None
-    path = Path(named) / FILES[net]
-    if not path.is_file():
-        raise BadRequest(f"No LPIPS weights at {path}; unset {WEIGHTS_VARIABLE} to go without.")
-    return path
+    found = {name: path for name, file in FILES.items() if (path := Path(named) / file).is_file()}
+    if not found:
+        raise BadRequest(
+            f"No LPIPS weights ({', '.join(FILES.values())}) in {named}; unset {WEIGHTS_VARIABLE} "
+            "to go without."
+        )
+    return found.get(net)
 
 
 class LPIPS(nn.Module):

@@ -1,4 +1,4 @@
-"""How good a restoration is: PSNR, consistency PSNR and LPIPS, as the paper measures them."""
+"""How good restorations are: of one picture (PSNR, CPSNR, SSIM, LPIPS) and of many (FID, KID)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from torch import Tensor
 from silo.lpips import LPIPS, find_weights
 from silo.restorer import Measured, Result
 
+MAX_PSNR = 150.0  # dB, for pictures that are equal: far beyond what float32 tells apart
+SSIM_WINDOW = 11  # pixels
+DATA_RANGE = 2  # of pictures in [-1, 1], as in the paper
+
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB, (B,), of images (B, ...) in [-1, 1] (data range 2)."""
     error = (a - b).flatten(1).square().mean(1)
-    return 10 * torch.log10(4 / error)
+    return (10 * torch.log10(DATA_RANGE**2 / error)).clamp(max=MAX_PSNR)
 
 
 def cpsnr(measured: Measured, image: Tensor) -> Tensor:
@@ -33,38 +37,113 @@ def cpsnr(measured: Measured, image: Tensor) -> Tensor:
     return psnr(operator.forward(image, measured.mask), measurement.expand(len(image), -1, -1, -1))
 
 
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Structural similarity, (B,), of images (B, 3, H, W) in [-1, 1], at least SSIM_WINDOW wide.
+
+    Wang et al. 2004: Gaussian window of standard deviation 1.5, mean over pixels and channels.
+    """
+    from skimage.metrics import structural_similarity  # brings scipy, which restoring needs not
+
+    return torch.tensor(
+        [
+            structural_similarity(
+                x.double().numpy(),
+                y.double().numpy(),
+                data_range=DATA_RANGE,
+                channel_axis=0,
+                gaussian_weights=True,
+                sigma=1.5,
+                use_sample_covariance=False,
+            )
+            for x, y in zip(a.cpu(), b.cpu(), strict=True)
+        ]
+    )
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """FID (arXiv 1706.08500, eq. 6) of features (N, D) and (M, D), with N, M >= 2.
+
+    |mean difference|^2 + tr(S_a) + tr(S_b) - 2 tr((S_a S_b)^(1/2)). With S_a = A^T A and
+    S_b = B^T B the last trace is the sum of the singular values of A B^T, (N, M): no square root
+    of a (D, D) matrix, which is singular for fewer than D pictures.
+    """
+    a, b = a.double(), b.double()
+    centred_a, centred_b = (
+        (features - features.mean(0)) / (len(features) - 1) ** 0.5 for features in (a, b)
+    )
+    shift = (a.mean(0) - b.mean(0)).square().sum()
+    overlap = torch.linalg.matrix_norm(centred_a @ centred_b.T, "nuc")
+    return float(shift + centred_a.square().sum() + centred_b.square().sum() - 2 * overlap)
+
+
+def kernel_distance(a: Tensor, b: Tensor) -> float:
+    """KID (arXiv 1801.01401): the unbiased squared MMD of features (N, D), (M, D), N, M >= 2.
+
+    Kernel (x.y / D + 1)^3; over all pictures at once, not over random subsets.
+    """
+    a, b = a.double(), b.double()
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    def within(x: Tensor) -> Tensor:
+        return (kernel(x, x).sum() - kernel(x, x).trace()) / (len(x) * (len(x) - 1))
+
+    return float(within(a) + within(b) - 2 * kernel(a, b).mean())
+
+
 @dataclass(frozen=True)
 class Scores:
-    """Means over the samples of one picture; `lpips` is None where its weights are missing."""
+    """Means over the samples of one picture.
+
+    Attributes:
+        psnr: dB.
+        cpsnr: dB.
+        ssim: at most 1; None for a picture smaller than its window.
+        lpips: LPIPS-Alex, as `lpips_vgg` None where its weights are missing.
+        lpips_vgg: LPIPS-VGG.
+    """
 
     psnr: float
     cpsnr: float
+    ssim: float | None
     lpips: float | None
+    lpips_vgg: float | None
 
 
 def scores(result: Result) -> tuple[Scores, Scores]:
     """The scores of a simulated restoration and, to compare, of its measurement.
 
-    LPIPS-Alex, with the weights of `silo.lpips.find_weights`.
+    LPIPS with the weights of `silo.lpips.find_weights`.
     """
-    if result.clean is None:
+    return (
+        score(result.measured, result.restored),
+        score(result.measured, result.measured.full_size),
+    )
+
+
+def score(measured: Measured, on_grid: Tensor) -> Scores:
+    """The scores of images (B, 3, H, W) on the prior's grid, for a simulated measurement."""
+    if measured.clean is None:
         raise ValueError("only a simulated restoration can be scored.")
-    weights = find_weights("alex")
-    distance = _distance(weights) if weights else None
-
-    def score(on_grid: Tensor, image: Tensor) -> Scores:
-        clean = result.clean.expand_as(image) if result.clean is not None else image
-        with torch.no_grad():
-            return Scores(
-                float(psnr(image, clean).mean()),
-                float(cpsnr(result.measured, on_grid).mean()),
-                float(distance(image, clean).mean()) if distance else None,
-            )
-
-    restoration = score(result.restored, result.images)
-    return restoration, score(result.measured.full_size, result.measurement)
+    images = measured.fit.undo(on_grid)
+    clean = measured.fit.undo(measured.clean).expand_as(images)
+    return Scores(
+        float(psnr(images, clean).mean()),
+        float(cpsnr(measured, on_grid).mean()),
+        float(ssim(images, clean).mean()) if min(images.shape[-2:]) >= SSIM_WINDOW else None,
+        lpips("alex", images, clean),
+        lpips("vgg", images, clean),
+    )
 
 
-@lru_cache(maxsize=1)
-def _distance(weights: Path) -> LPIPS:
-    return LPIPS("alex", weights).eval()
+@torch.no_grad()
+def lpips(net: str, a: Tensor, b: Tensor) -> float | None:
+    """The mean LPIPS of images (B, 3, H, W); None without the weights of `net`."""
+    weights = find_weights(net)
+    return None if weights is None else float(_distance(net, weights)(a, b).mean())
+
+
+@lru_cache(maxsize=2)
+def _distance(net: str, weights: Path) -> LPIPS:
+    return LPIPS(net, weights).eval()

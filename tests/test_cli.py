@@ -70,7 +70,7 @@ def test_json_reports_a_simulated_restoration(
     assert report["output"] == str(tmp_path / "out.png")
     expected = {"task": "super_resolution_x4", "sampler": "silo", "steps": 2, "nfe": 2, "seed": 0}
     assert expected.items() <= report.items()
-    assert report["restoration"].keys() == {"psnr", "cpsnr", "lpips"}
+    assert report["restoration"].keys() == {"psnr", "cpsnr", "ssim", "lpips", "lpips_vgg"}
     assert report["measurement"]["cpsnr"] > 20
     assert report["memory"] > 10**7
     assert load_image(tmp_path / "out.png").pixels.shape == (1, 3, 32, 48)

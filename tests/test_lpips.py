@@ -77,3 +77,4 @@ def test_weights_are_looked_for_where_they_are_said_to_be(
     (tmp_path / FILES["alex"]).touch()
     assert find_weights("alex") == tmp_path / FILES["alex"]
     assert find_weights("alex", tmp_path) == tmp_path / FILES["alex"]
+    assert find_weights("vgg") is None  # one net's weights may be there without the other's

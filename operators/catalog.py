@@ -91,8 +91,14 @@ def shelf(folder: Path = SHELF) -> list[ShelfEntry]:
     return entries
 
 
-def find_operator(task: str, prior: str, latent_channels: int, folder: Path = SHELF) -> Path:
-    """The operator on the shelf for `task` in the latent space of `prior`.
+def find_operator(
+    task: str,
+    prior: str,
+    latent_channels: int,
+    folder: Path = SHELF,
+    architecture: str | None = None,
+) -> Path:
+    """The operator on the shelf for `task` in the latent space of `prior`, of any architecture.
 
     Of several, one for this very prior goes before a shared one, and one that the user downloaded
     before one that came with the repository.
@@ -102,6 +108,8 @@ def find_operator(task: str, prior: str, latent_channels: int, folder: Path = SH
     """
     fitting = []
     for entry in shelf(folder):
+        if architecture not in (None, entry.architecture):
+            continue
         reads_latent_alone = not architectures()[entry.architecture].needs_features
         shared = latent_channels == SD_LATENT_CHANNELS and reads_latent_alone
         if entry.task == task and entry.prior in ({prior, SD_PRIOR} if shared else {prior}):
@@ -109,7 +117,8 @@ def find_operator(task: str, prior: str, latent_channels: int, folder: Path = SH
     if fitting:
         best = min(fitting, key=lambda each: (each.prior != prior, not read_records(each.folder)))
         return best.folder
+    kind = "" if architecture is None else f" {architecture}"
     raise OperatorNotFound(
-        f"No trained operator for {task} on the prior '{prior}' is on the shelf; "
+        f"No trained{kind} operator for {task} on the prior '{prior}' is on the shelf; "
         f"name one with --operator, or train it: python -m silo train-operator --task {task} ..."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import torch
 
@@ -68,13 +69,28 @@ def pick_dtype(device: torch.device, name: str = "auto") -> torch.dtype:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most memory used so far, in bytes: allocated on cuda, else resident in the process."""
+    """The most memory used so far, in bytes: allocated on cuda, else resident in the process.
+
+    So far means since the process began or since `reset_peak_memory`.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     import resource  # not there on Windows, where everything but this function works
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, the others KiB
+
+
+def reset_peak_memory(device: torch.device) -> bool:
+    """Start `peak_memory` anew; returns whether that is possible here (cuda, else Linux alone)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident size
+    except OSError:
+        return False
+    return True
 
 
 def generators(seed: int, samples: int) -> list[torch.Generator]:

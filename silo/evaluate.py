@@ -1,9 +1,12 @@
-"""Measures restorations over many clean pictures: metrics.json, table.md and contact sheets.
+"""Compares restorations over many clean pictures: metrics.json, table.md, a plot, contact sheets.
 
-    python -m silo evaluate --data PHOTOS... --tasks T,... --limit 20 --out DIR
+    python -m silo evaluate --data PHOTOS... --tasks T,... --samplers S,... --limit 20 --out DIR
+    python -m silo evaluate --data FFHQ --protocol ffhq --out DIR
+    accelerate launch -m silo.evaluate ...          (the pictures are shared out among processes)
 
-Every picture's central square is degraded and restored at the prior's native size; LPIPS needs
-weights (see `silo.lpips`). A run that was interrupted resumes from metrics.json.
+Every picture's central square is degraded and restored at the prior's native size. LPIPS, FID and
+KID need weights: a folder named by $SILO_METRIC_WEIGHTS. A run that was interrupted goes on where
+it stopped.
 """
 
 from __future__ import annotations
@@ -11,158 +14,250 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import torch
-from PIL import Image
-from torch import Tensor
-from tqdm import tqdm
 
-from operators.catalog import TASKS, get_task
+from operators.catalog import TASKS
 from silo.allocation import keep_freed_memory
-from silo.data import SPLITS, Photo, center_crop, iterate_photos
-from silo.devices import pick_device, pick_dtype
+from silo.data import SPLITS, Photo, iterate_photos
 from silo.errors import BadRequest
-from silo.images import load_image, save_png, to_pil
-from silo.metrics import scores
-from silo.prior import LatentPrior
-from silo.request import PRESETS, RestorationRequest
-from silo.restorer import Restorer, Result
-
-PAPER_TASKS = (
-    "super_resolution_x8",
-    "inpainting_box",
-    "gaussian_blur",
-    "super_resolution_x4",
-    "jpeg_q10",
+from silo.evaluation.bench import Bench
+from silo.evaluation.jobs import Store, clean_key, job_key, measurement_key
+from silo.evaluation.plan import Overrides, from_axes, from_protocol
+from silo.evaluation.plot import quality_against_time
+from silo.evaluation.record import Record
+from silo.evaluation.report import (
+    MEASUREMENT,
+    Cell,
+    accuracies,
+    comparison,
+    figures,
+    method_title,
+    published,
+    row_title,
+    summarize,
 )
-METRICS = ("psnr", "cpsnr", "lpips")
+from silo.evaluation.search import candidates, search
+from silo.evaluation.sheets import contact_sheet
+from silo.inception import Inception, find_inception
+from silo.protocols import PAPER_TASKS, PROTOCOLS, Protocol, Setting
+from silo.request import PRESETS
+from silo.samplers import SAMPLERS
+
+_WORLD = (("RANK", "0"), ("WORLD_SIZE", "1"))  # `accelerate launch` sets them for each process
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the evaluation; returns the exit code."""
+    """Run the evaluation; returns 0, or 1 when some pictures could not be restored."""
     arguments = _parser().parse_args(argv)
-    tasks = [get_task(name).name for name in arguments.tasks.split(",")]
+    protocol = PROTOCOLS[arguments.protocol] if arguments.protocol else None
+    settings = _plan(arguments, protocol)
     keep_freed_memory()
-    device = pick_device(arguments.device)
-    prior = LatentPrior.load(arguments.prior, device=device, dtype=pick_dtype(device))
-    photos = _spread(list(iterate_photos(arguments.data, arguments.split)), arguments.limit)
-    restorer = Restorer(prior, operator=arguments.operator)
+    rank, processes = (int(os.environ.get(name, default)) for name, default in _WORLD)
+    photos, others = _select(arguments, protocol)
+    inception = find_inception()
     output: Path = arguments.out
     output.mkdir(parents=True, exist_ok=True)
-    record = _Record(output / "metrics.json")
-    progress = tqdm(total=len(tasks) * len(photos), unit="picture")
-    for task in tasks:
-        for photo in photos:
-            request = RestorationRequest(
-                task=task,
-                image=center_crop(photo, prior.native_size)[None],
-                simulate=True,
-                preset=arguments.preset,
-                steps=arguments.steps,
-                eta=arguments.eta,
-                keep_known=arguments.keep_known,
-                clamp=arguments.clamp,
-                prompt=photo.caption if arguments.captions else "",
-                guidance_scale=arguments.guidance_scale,
-                seed=arguments.seed,
-            )
-            if not record.holds(task, photo.name):
-                result = _run(restorer, request)
-                record.add(task, photo.name, result)
-                save_png(output / f"{task}.{photo.name}.png", _strip(result), result.parameters)
-            progress.update()
-        _contact_sheet(output, task, [photo.name for photo in photos])
-    table = _table(record.rows, tasks)
-    (output / "table.md").write_text(table)
-    print(table)
-    return 0
+    bench = Bench(
+        Store(output, Inception(inception) if inception else None),
+        Record(output, rank),
+        protocol.study if protocol else None,
+        arguments.device,
+        show_progress=rank == 0,
+    )
+    searched: list[dict[str, Any]] = []
+    if arguments.search:
+        tried = [each for every in candidates(bench, settings, others) for each in every.values()]
+        if processes > 1 and not bench.is_done(tried, others):
+            raise BadRequest("run the search with one process first: its results are kept.")
+        best, searched = search(bench, settings, others)
+        settings = [each for pair in zip(settings, best, strict=True) for each in pair]
+    bench.run(settings, photos[rank::processes])
+    bench.record.refresh()
+    if not bench.is_done(settings, photos):
+        print("Done here; the process that ends last writes the tables.", file=sys.stderr)
+        return 0
+    cells = _summarize(bench, settings, photos)
+    _write(bench, settings, photos, cells, arguments, protocol, searched)
+    return 1 if any(cell.failed for cell in cells) else 0
 
 
-class _Record:
-    """The rows measured so far, on disk after each."""
+def _plan(arguments: argparse.Namespace, protocol: Protocol | None) -> list[Setting]:
+    """The settings to compare.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
-
-    def holds(self, task: str, picture: str) -> bool:
-        return any(row["task"] == task and row["picture"] == picture for row in self.rows)
-
-    def add(self, task: str, picture: str, result: Result) -> None:
-        restoration, measurement = scores(result)
-        self.rows.append(
-            {
-                "task": task,
-                "picture": picture,
-                "seconds": round(result.seconds, 2),
-                "nfe": result.nfe,
-                "restoration": asdict(restoration),
-                "measurement": asdict(measurement),
-                "parameters": result.parameters,
-            }
+    Raises:
+        BadRequest: an option says what the protocol says already.
+    """
+    if protocol is None:
+        overrides = Overrides(
+            tasks=(arguments.tasks or ",".join(PAPER_TASKS)).split(","),
+            samplers=(arguments.samplers or "silo").split(","),
+            prior=arguments.prior,
+            operators=arguments.operator or (),
+            preset=arguments.preset or "balanced",
+            steps=arguments.steps,
+            eta=arguments.eta,
+            seed=arguments.seed,
         )
-        aside = self.path.with_suffix(".partial")
-        aside.write_text(json.dumps(self.rows, indent=1))
-        os.replace(aside, self.path)
+        return from_axes(
+            overrides,
+            noise_sigmas=arguments.noise_sigma or (),
+            prompts=[None] if arguments.captions else arguments.prompt or [""],
+            guidance_scales=arguments.guidance_scale or [1.0],
+            clamp=arguments.clamp,
+            keep_known=arguments.keep_known,
+        )
+    for name in ("noise_sigma", "prompt", "captions", "guidance_scale", "clamp", "keep_known"):
+        if getattr(arguments, name):
+            option = name.replace("_", "-")
+            raise BadRequest(f"--{option} is the protocol's to set: leave it or --protocol out.")
+    if arguments.search and protocol.study:
+        raise BadRequest("this protocol restores nothing, so there is nothing to search.")
+    overrides = Overrides(
+        tasks=arguments.tasks.split(",") if arguments.tasks else (),
+        samplers=arguments.samplers.split(",") if arguments.samplers else (),
+        prior=arguments.prior,
+        operators=arguments.operator or (),
+        preset=arguments.preset or "paper",
+        steps=arguments.steps,
+        eta=arguments.eta,
+        seed=arguments.seed,
+    )
+    return from_protocol(protocol, overrides)
 
 
-def _run(restorer: Restorer, request: RestorationRequest) -> Result:
-    for event in restorer.restore(request):
-        if isinstance(event, Result):
-            return event
-    raise BadRequest("the sampler ended without a result")
+def _select(
+    arguments: argparse.Namespace, protocol: Protocol | None
+) -> tuple[list[Photo], list[Photo]]:
+    """The pictures to evaluate, and the others to search hyper-parameters on.
+
+    A protocol takes the first pictures of its data set; `--split` takes part of the data, of which
+    `--limit` pictures are evenly spaced, so that every folder and shard has its share.
+
+    Raises:
+        BadRequest: two pictures share a name, or there are none left to search on.
+    """
+    if protocol is not None and arguments.split is None:
+        found = iterate_photos(arguments.data, "all")
+        photos = list(islice(found, protocol.pictures))
+        others = list(islice(found, arguments.search))
+    else:
+        photos = list(iterate_photos(arguments.data, arguments.split or "held_out"))
+        others = []
+    names = [photo.name for photo in photos]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise BadRequest(f"several pictures are called {twice[0]!r}: give them names of their own.")
+    count = len(photos) if arguments.limit is None else min(arguments.limit, len(photos))
+    chosen = {index * len(photos) // count for index in range(count)}
+    rest = [photo for index, photo in enumerate(photos) if index not in chosen]
+    others = (others or rest[:: max(1, len(rest) // max(1, arguments.search))])[: arguments.search]
+    if len(others) < arguments.search:
+        raise BadRequest(
+            f"--search {arguments.search} needs as many pictures beside those to evaluate: set a "
+            "--limit."
+        )
+    return [photos[index] for index in sorted(chosen)], others
 
 
-def _spread(photos: list[Photo], limit: int | None) -> list[Photo]:
-    """`limit` photos, evenly spaced, so that every folder and shard has its share."""
-    count = len(photos) if limit is None else min(limit, len(photos))
-    return [photos[index * len(photos) // count] for index in range(count)]
+def _summarize(bench: Bench, settings: Sequence[Setting], photos: Sequence[Photo]) -> list[Cell]:
+    """The means of every setting, and of the measurement of every row."""
+    names = [photo.name for photo in photos]
+    cells: dict[tuple[str, str], Cell] = {}
+    for setting in settings:
+        key = job_key(setting, bench.study)
+        size = bench.record.rows(key, names)[0]["size"]
+        row, method = row_title(setting, settings), method_title(setting, settings)
+        keys = {method: key}
+        if bench.study is None:
+            keys = {MEASUREMENT: measurement_key(setting, size), **keys}
+        elif bench.study == "autoencoder":
+            row, keys = "D(E(x))", {setting.prior: key}
+        for title, key in keys.items():
+            if (row, title) not in cells:
+                rows = bench.record.rows(key, names)
+                cells[row, title] = summarize(row, title, key, rows, bench.store, size)
+    return list(cells.values())
 
 
-def _table(rows: list[dict[str, Any]], tasks: list[str]) -> str:
-    """Means over the pictures; each metric as restoration / measurement."""
-    lines = [
-        "| task | pictures | PSNR | CPSNR | LPIPS | seconds | NFE |",
-        "|---|---|---|---|---|---|---|",
+def _write(
+    bench: Bench,
+    settings: Sequence[Setting],
+    photos: Sequence[Photo],
+    cells: Sequence[Cell],
+    arguments: argparse.Namespace,
+    protocol: Protocol | None,
+    searched: list[dict[str, Any]],
+) -> None:
+    """Write metrics.json, table.md, the plot and the contact sheets, and print the table."""
+    output: Path = arguments.out
+    names = [photo.name for photo in photos]
+    metrics = {
+        "protocol": arguments.protocol,
+        "data": [folder.name for folder in arguments.data],
+        "split": arguments.split,
+        "pictures": names,
+        "device": str(bench.device),
+        "threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
+        "metric_weights": bench.store.measures,
+        "settings": {setting.key: setting.to_dict() for setting in settings},
+        "search": searched,
+        "means": [asdict(cell) for cell in cells],
+        "rows": [row for cell in cells for row in bench.record.rows(cell.key, names)],
+    }
+    _replace(output / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False))
+    table = _table(bench, len(photos), cells, protocol)
+    _replace(output / "table.md", table)
+    print(table)
+    if bench.study is None:
+        _replace(output / "quality-time.svg", quality_against_time(cells))
+        for title in dict.fromkeys(cell.row for cell in cells):
+            row = [setting for setting in settings if row_title(setting, settings) == title]
+            path = output / f"{title.replace(', ', '-').replace(' ', '-')}.jpg"
+            columns = _columns(bench, row, settings, names)
+            contact_sheet(path, columns, zoom=protocol is not None and protocol.zoom)
+
+
+def _table(bench: Bench, pictures: int, cells: Sequence[Cell], protocol: Protocol | None) -> str:
+    title = "Evaluation" if protocol is None else protocol.title[0].upper() + protocol.title[1:]
+    text = f"# {title}\n\n"
+    if bench.study == "operator-accuracy":
+        return text + accuracies(cells)
+    text += f"## Measured here\n\nMeans over {pictures} pictures.\n\n{comparison(cells)}\n"
+    if protocol is not None and protocol.published is not None:
+        text += f"## Published, not measured here\n\n{published(protocol.published)}\n"
+    return text + f"## Every figure measured here\n\n{figures(cells)}"
+
+
+def _columns(
+    bench: Bench, row: Sequence[Setting], settings: Sequence[Setting], names: Sequence[str]
+) -> list[tuple[str, list[Path | None]]]:
+    """The columns of a row's contact sheet; several samples are columns of their own."""
+    size = bench.record.rows(row[0].key, list(names))[0]["size"]
+    columns = [("clean", clean_key(size), 0), (MEASUREMENT, measurement_key(row[0], size), 0)]
+    for setting in row:
+        for sample in range(setting.samples):
+            title = method_title(setting, settings) + (f", {sample + 1}" if sample else "")
+            columns.append((title, setting.key, sample))
+    paths = [
+        (title, [bench.store.picture(key, name, sample) for name in names])
+        for title, key, sample in columns
     ]
-    for task in tasks:
-        own = [row for row in rows if row["task"] == task]
-        cells = [
-            f"{_mean(own, 'restoration', m)} / {_mean(own, 'measurement', m)}" for m in METRICS
-        ]
-        seconds, nfe = mean(row["seconds"] for row in own), own[0]["nfe"]
-        lines.append(f"| {task} | {len(own)} | {' | '.join(cells)} | {seconds:.1f} | {nfe} |")
-    return "\n".join(lines) + "\n\nEach metric: restoration / measurement. Means over pictures.\n"
+    return [(title, [p if p.is_file() else None for p in column]) for title, column in paths]
 
 
-def _mean(rows: list[dict[str, Any]], kind: str, metric: str) -> str:
-    values = [row[kind][metric] for row in rows]
-    if None in values:
-        return "not available"
-    return f"{mean(values):.3f}" if metric == "lpips" else f"{mean(values):.2f}"
-
-
-def _strip(result: Result) -> Tensor:
-    """Clean, measurement and restoration side by side: (1, 3, H, 3 W)."""
-    clean = result.clean
-    assert clean is not None, "evaluation simulates the damage"
-    return torch.cat([clean, result.measurement, result.images[:1]], dim=-1)
-
-
-def _contact_sheet(output: Path, task: str, names: list[str], columns: int = 2) -> None:
-    """All strips of a task on one sheet, `columns` strips wide, at half size."""
-    strips = [load_image(output / f"{task}.{name}.png").pixels for name in names]
-    width, height = strips[0].shape[-1] // 2, strips[0].shape[-2] // 2
-    rows = -(-len(strips) // columns)
-    sheet = Image.new("RGB", (columns * width, rows * height), "white")
-    for index, strip in enumerate(strips):
-        place = (index % columns * width, index // columns * height)
-        sheet.paste(to_pil(strip).resize((width, height), Image.Resampling.LANCZOS), place)
-    sheet.save(output / f"{task}.jpg", quality=90)
+def _replace(path: Path, text: str) -> None:
+    """Write a file, whole or not at all; each process has an aside of its own."""
+    aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    aside.write_text(text)
+    aside.replace(path)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -172,23 +267,40 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders or tar shards")
-    parser.add_argument("--split", choices=SPLITS, default="held_out")
-    parser.add_argument("--tasks", default=",".join(PAPER_TASKS), help=", ".join(TASKS))
+    parser.add_argument("--split", choices=SPLITS, help="held_out; a protocol: its first pictures")
     parser.add_argument("--limit", type=int, help="how many pictures, evenly spaced among all")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--prior", default="tiny")
-    parser.add_argument("--operator", help="folder or Hub id, in place of the shelf's")
-    parser.add_argument("--preset", choices=tuple(PRESETS), default="balanced")
-    parser.add_argument("--steps", type=int)
+    parser.add_argument("--protocol", choices=tuple(PROTOCOLS), help="a comparison of the paper")
+    parser.add_argument("--tasks", help=f"by default the paper's; {', '.join(TASKS)}")
+    parser.add_argument("--samplers", help=f"by default silo; {', '.join(SAMPLERS)}")
+    parser.add_argument("--prior", help="tiny; with a protocol: in place of its priors")
+    parser.add_argument(
+        "--operator", nargs="+", help="folders, Hub ids or architectures, in place of the shelf's"
+    )
+    parser.add_argument(
+        "--preset", choices=tuple(PRESETS), help="scales every sampler's published steps"
+    )
+    parser.add_argument("--steps", type=int, help="of every sampler")
     parser.add_argument("--eta", type=float)
     parser.add_argument("--clamp", type=float)
+    parser.add_argument("--noise-sigma", type=float, nargs="+", help="for pictures in [0, 1]")
     parser.add_argument("--keep-known", action="store_true", help="with a mask: as `restore` does")
+    parser.add_argument("--prompt", nargs="+", help="each for every picture")
     parser.add_argument("--captions", action="store_true", help="use each picture's caption")
-    parser.add_argument("--guidance-scale", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--guidance-scale", type=float, nargs="+", help="of the prompt; 1 for none")
+    parser.add_argument(
+        "--search",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also with the guidance scales that do best on N further pictures",
+    )
+    parser.add_argument("--seed", type=int, help="of every picture")
     parser.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
     return parser
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    from silo.__main__ import main as command
+
+    raise SystemExit(command(["evaluate", *sys.argv[1:]]))

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from torch import Tensor
 
 from operators.catalog import TASKS
+from operators.degradation import Degradation
 from operators.pixel import KINDS
 from silo.errors import BadMask, BadRequest
 from silo.masks import check_size
@@ -30,6 +31,8 @@ class RestorationRequest:
         task: what degraded it; a key of `operators.catalog.TASKS`.
         image: (1, 3, H, W) in [-1, 1]: the degraded picture, or the clean one with `simulate`.
         simulate: degrade `image` first, then restore it.
+        degradation: what damages the picture, in place of the task's, whose operator restores it
+            all the same; only with `simulate`. Its noise level is not read.
         mask: (1, 1, H, W), 1 = known, 0 = hole, with some of both; for the tasks with holes. With
             `simulate` it may be left out, and one of the task's kind is drawn.
         prompt: what the picture shows; "" for nothing.
@@ -57,6 +60,7 @@ class RestorationRequest:
     task: str
     image: Tensor
     simulate: bool = False
+    degradation: Degradation | None = None
     mask: Tensor | None = None
     prompt: str = ""
     negative_prompt: str = ""
@@ -76,6 +80,8 @@ class RestorationRequest:
         """Checks every value."""
         check_task(self.task, self.sampler)
         _check_choice("preset", self.preset, PRESETS)
+        if self.degradation is not None and not self.simulate:
+            raise BadRequest("a degradation other than the task's can only be simulated.")
         self._check_image()
         self._check_mask()
         _check_number("guidance_scale", self.guidance_scale, 1, MAX_GUIDANCE_SCALE)
@@ -108,6 +114,12 @@ class RestorationRequest:
         """The sampler's published ones for the task and the steps, or else `hyperparameters`."""
         published = SAMPLERS[self.sampler].published(self.task, self.effective_steps)
         return {**published, **self.hyperparameters}
+
+    @property
+    def effective_degradation(self) -> Degradation:
+        """`degradation`, or else the task's, with the noise level of the request."""
+        own = self.degradation or TASKS[self.task].degradation
+        return own.with_noise(self.effective_noise_sigma)
 
     @property
     def effective_noise_sigma(self) -> float:
@@ -147,7 +159,8 @@ class RestorationRequest:
                 _check_number(name, value, 0, 1000)
 
     def _check_mask(self) -> None:
-        takes_mask = KINDS[TASKS[self.task].degradation.kind].needs_mask
+        degradation = self.degradation or TASKS[self.task].degradation
+        takes_mask = KINDS[degradation.kind].needs_mask
         if self.mask is None:
             if takes_mask and not self.simulate:
                 raise BadMask(f"{self.task} needs a mask: mark in white what is to be filled in.")

@@ -157,8 +157,7 @@ class Restorer:
     @torch.no_grad()
     def measure(self, request: RestorationRequest) -> Measured:
         """The measurement of the request: simulated, or the picture itself, on the prior's grid."""
-        task = get_task(request.task)
-        degradation = task.degradation.with_noise(request.effective_noise_sigma)
+        degradation = request.effective_degradation
         operator = degradation.operator()
         generator = measurement_generator(request.seed)
         picture, plan = fit(
@@ -185,6 +184,7 @@ class Restorer:
         return {
             "task": request.task,
             "simulate": request.simulate,
+            "degradation": request.effective_degradation.to_dict(),
             "sampler": request.sampler,
             "steps": request.effective_steps,
             "eta": self._eta(request),
@@ -282,10 +282,11 @@ class Restorer:
         return {"name": self._operator_name(request.task), "revision": revision}
 
     def _operator_name(self, task: str) -> str:
-        if self._chosen is not None:
-            return str(self._chosen)
-        folder = find_operator(task, self.prior.name, self.prior.latent_channels)
-        return str(folder.relative_to(SHELF.parent))
+        place = self._chosen
+        if place is None:
+            place = find_operator(task, self.prior.name, self.prior.latent_channels)
+        on_shelf = Path(place).is_relative_to(SHELF)
+        return str(Path(place).relative_to(SHELF.parent) if on_shelf else place)
 
     def _operator(self, task: str) -> LatentOperator:
         """The operator for `task`, loaded once and checked against the prior."""

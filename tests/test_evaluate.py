@@ -1,13 +1,29 @@
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file
 
 from operators.convolutional import CompactCNN
+from silo import inception
 from silo.__main__ import main
+from silo.data import center_crop, iterate_photos
+from silo.evaluation import jobs
+from silo.evaluation.record import Record
+from silo.evaluation.report import PUBLISHED
 from silo.images import load_image, save_png
 from silo.lpips import WEIGHTS_VARIABLE
+from silo.metrics import frechet_distance, psnr
+from silo.prior import LatentPrior
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -20,33 +36,326 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def test_an_evaluation_records_every_picture_resumes_and_shows_them(
-    photos: Path, tiny_prior_folder: Path, tmp_path: Path, monkeypatch, capsys
-) -> None:
+@pytest.fixture
+def arguments(
+    photos: Path, tiny_prior_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> list[str]:
+    """Of a run over three pictures, to which tasks and the like are added."""
     monkeypatch.delenv(WEIGHTS_VARIABLE, raising=False)
-    CompactCNN(latent_channels=4, width=8, blocks=1, groups=4).save_pretrained(tmp_path / "op")
-    out = tmp_path / "out"
-    call = ["evaluate", "--data", str(photos), "--split", "all", "--limit", "3", "--out", str(out)]
-    call += ["--prior", str(tiny_prior_folder), "--operator", str(tmp_path / "op"), "--steps", "1"]
-    call += ["--tasks", "gaussian_blur,super_resolution_x4"]
-    assert main(call) == 0
-    rows = json.loads((out / "metrics.json").read_text())
-    pictures = [(row["task"], row["picture"]) for row in rows]
-    tasks = ("gaussian_blur", "super_resolution_x4")
-    assert pictures == [(task, f"p{index}") for task in tasks for index in (0, 2, 4)]
-    assert rows[0]["nfe"] == 1 and rows[0]["parameters"]["steps"] == 1
-    assert rows[0]["restoration"]["lpips"] is None
+    operator = CompactCNN(latent_channels=4, width=8, blocks=1, groups=4)
+    operator.save_pretrained(tmp_path / "op")
+    call = ["evaluate", "--data", str(photos), "--split", "all", "--limit", "3", "--steps", "1"]
+    call += ["--prior", str(tiny_prior_folder), "--operator", str(tmp_path / "op")]
+    return [*call, "--out", str(tmp_path / "out")]
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def _metrics(out: Path) -> dict:
+    return json.loads((out / "metrics.json").read_text())
+
+
+def test_an_evaluation_measures_every_picture_and_shows_them(
+    arguments: list[str], out: Path, capsys
+) -> None:
+    assert main([*arguments, "--tasks", "gaussian_blur,super_resolution_x4"]) == 0
+    metrics = _metrics(out)
+    assert metrics["pictures"] == ["p0", "p2", "p4"] and metrics["metric_weights"] == []
+    restored = [row for row in metrics["rows"] if "nfe" in row]
+    assert [(row["parameters"]["task"], row["picture"]) for row in restored] == [
+        (task, f"p{index}")
+        for task in ("gaussian_blur", "super_resolution_x4")
+        for index in (0, 2, 4)
+    ]
+    first = restored[0]
+    assert first["nfe"] == first["encodes"] == first["decodes"] == 1
+    assert first["parameters"]["seed"] == 0 and first["scores"]["lpips"] is None
     table = (out / "table.md").read_text()
-    assert "| gaussian_blur | 3 |" in table and "not available" in table
-    mean = sum(row["measurement"]["psnr"] for row in rows[:3]) / 3
-    assert f"/ {mean:.2f} |" in table
-    side = 128  # the prior's native size; three pictures in two columns of strips
-    sheet = load_image(out / "gaussian_blur.jpg").pixels
-    assert sheet.shape == (1, 3, 2 * side // 2, 2 * 3 * side // 2)
-    (out / "metrics.json").write_text(json.dumps(rows[:-1]))
-    before = (out / "gaussian_blur.p0.png").stat().st_mtime_ns
+    assert capsys.readouterr().out.strip() == table.strip()
+    measured = [row for row in metrics["rows"] if "gaussian_blur-measurement" in row["key"]]
+    mean = sum(row["scores"]["psnr"] for row in measured) / 3
+    assert len(measured) == 3 and f"| gaussian_blur | measurement | 3 | {mean:.2f} |" in table
+    blur = next(line for line in table.splitlines() if line.startswith("| gaussian_blur | SILO |"))
+    assert blur.count("not available") == 4  # LPIPS-A, LPIPS-V, FID, KID
+    assert "LPIPS-A, LPIPS-V, FID, KID: not available" in table
+    # What the scores are of is what is kept: the saved pictures have the recorded PSNR.
+    clean = load_image(out / "pictures" / "clean-128" / "p2.png").pixels
+    restoration = load_image(out / "pictures" / first["key"] / "p2.png").pixels
+    assert psnr(restoration, clean).item() == pytest.approx(restored[1]["scores"]["psnr"], abs=0.1)
+    with Image.open(out / "gaussian_blur.jpg") as sheet:
+        assert sheet.width == 3 * 224 + 4 * 6  # clean, measurement, SILO
+        assert sheet.height == 26 + 3 * (224 + 6)
+    plot = ElementTree.parse(out / "quality-time.svg").getroot()
+    assert len(plot.findall(".//{*}circle")) == 2  # a mark for each task's restoration
+    texts = {element.text for element in plot.findall(".//{*}text")}
+    assert {"gaussian_blur", "super_resolution_x4", "SILO", "PSNR, dB"} <= texts
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(
+    arguments: list[str], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = [*arguments, "--tasks", "gaussian_blur"]
+    restore, started = jobs._run, []
+
+    def stopping(*details):
+        started.append(details)
+        if len(started) == 2:
+            raise KeyboardInterrupt
+        return restore(*details)
+
+    monkeypatch.setattr(jobs, "_run", stopping)
+    assert main(call) == 2
+    assert not (out / "metrics.json").exists()
+    rows = out / "rows-0.jsonl"
+    rows.write_text(rows.read_text() + '{"key": "cut sho')  # and then the power failed
     assert main(call) == 0
-    again = json.loads((out / "metrics.json").read_text())
-    assert [row["restoration"] for row in again] == [row["restoration"] for row in rows]
-    assert (out / "gaussian_blur.p0.png").stat().st_mtime_ns == before
-    assert "super_resolution_x4" in capsys.readouterr().out
+    assert len(started) == 4  # one finished, one stopped, and the two that were left
+    before = _metrics(out)
+    assert main(call) == 0
+    assert len(started) == 4 and _metrics(out) == before
+    assert main([*call, "--eta", "0.25"]) == 0  # another setting is another measurement
+    assert len(started) == 7
+    assert {row["parameters"]["eta"] for row in _metrics(out)["rows"] if "nfe" in row} == {0.25}
+
+
+def test_every_combination_of_samplers_noise_and_prompts_is_a_method_or_a_row(
+    arguments: list[str], out: Path
+) -> None:
+    call = [*arguments, "--tasks", "gaussian_blur,jpeg_q10", "--limit", "1"]
+    call += ["--samplers", "silo,psld", "--noise-sigma", "0", "0.1", "--guidance-scale", "1", "2"]
+    assert main(call) == 0
+    means = _metrics(out)["means"]
+    methods = ["measurement", "SILO, CFG 1", "SILO, CFG 2", "PSLD, CFG 1", "PSLD, CFG 2"]
+    places = {(cell["row"], cell["method"]) for cell in means}
+    blurred = {(f"gaussian_blur, noise {noise}", m) for noise in ("0", "0.1") for m in methods}
+    # PSLD needs a linear degradation, which JPEG is not.
+    jpeg = {(f"jpeg_q10, noise {noise}", m) for noise in ("0", "0.1") for m in methods[:3]}
+    assert places == blurred | jpeg
+    by_place = {(cell["row"], cell["method"]): cell["means"] for cell in means}
+    quiet, noisy = (by_place[f"gaussian_blur, noise {n}", "measurement"] for n in ("0", "0.1"))
+    assert quiet["cpsnr"] > noisy["cpsnr"] and quiet["psnr"] > noisy["psnr"]
+    psld = by_place["gaussian_blur, noise 0", "PSLD, CFG 1"]
+    assert (psld["encodes"], psld["decodes"]) == (2, 2)  # one step and, as all, start and end
+    assert re.search(r"\| jpeg_q10, noise 0 \|.*\| – \| – \|", (out / "table.md").read_text())
+
+
+def test_a_failure_is_a_row_that_is_tried_again(
+    arguments: list[str], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = [*arguments, "--tasks", "gaussian_blur"]
+    with monkeypatch.context() as patch:
+        patch.setattr(LatentPrior, "decode", lambda self, z: _diverge())
+        assert main(call) == 1
+    assert "gaussian_blur, SILO: 3 failed: it diverged" in (out / "table.md").read_text()
+    assert "nan" not in (out / "table.md").read_text()
+    assert main(call) == 0
+    assert "failed" not in (out / "table.md").read_text()
+
+
+def _diverge() -> None:
+    from silo.errors import BadRequest
+
+    raise BadRequest("it diverged")
+
+
+class _Quadrants:
+    """Stands in for the Inception network: the mean brightness of each quadrant."""
+
+    def __init__(self, path: Path) -> None:
+        assert path.name == inception.FILE
+
+    def features(self, images):
+        return torch.nn.functional.adaptive_avg_pool2d(images.mean(1), 2).flatten(1)
+
+
+def test_distances_between_sets_use_the_features_of_all_pictures(
+    arguments: list[str], out: Path, monkeypatch: pytest.MonkeyPatch, photos: Path
+) -> None:
+    call = [*arguments, "--tasks", "gaussian_blur"]
+    assert main(call) == 0
+    # With the network at hand later, the same command measures what was not available.
+    monkeypatch.setattr("silo.evaluate.find_inception", lambda: Path(inception.FILE))
+    monkeypatch.setattr("silo.evaluate.Inception", _Quadrants)
+    assert main(call) == 0
+    metrics = _metrics(out)
+    cell = next(cell for cell in metrics["means"] if cell["method"] == "SILO")
+    pictures = [
+        torch.cat(
+            [
+                load_image(out / "pictures" / key / f"{name}.png").pixels
+                for name in "p0 p2 p4".split()
+            ]
+        )
+        for key in (cell["key"], "clean-128")
+    ]
+    features = [_Quadrants(Path(inception.FILE)).features(images) for images in pictures]
+    assert cell["means"]["fid"] == pytest.approx(frechet_distance(*features), rel=0.05)
+    assert cell["means"]["kid"] is not None
+    saved = load_file(out / "features" / cell["key"] / "p0.safetensors")["features"]
+    torch.testing.assert_close(saved, features[0][:1], atol=5e-3, rtol=0)
+
+
+def test_a_search_tries_multiples_on_other_pictures_and_reports_them(
+    arguments: list[str], out: Path
+) -> None:
+    call = [*arguments, "--tasks", "gaussian_blur", "--limit", "2", "--search", "1"]
+    call += ["--samplers", "silo,ldps", "--steps", "4"]
+    assert main(call) == 0
+    metrics = _metrics(out)
+    silo, ldps = metrics["search"]
+    tried = {result["factor"]: result["psnr"] for result in silo["tried"]}
+    assert list(tried) == [0.25, 0.5, 1.0, 2.0, 4.0]
+    assert silo["chosen"] == max(tried, key=lambda factor: tried[factor])
+    etas = [result["setting"]["eta"] for result in silo["tried"]]
+    assert (etas[0], etas[4]) == (125 * 0.25, 125 * 4)  # 0.5 at 1,000 steps
+    omegas = [result["setting"]["hyperparameters"].get("omega") for result in ldps["tried"]]
+    assert omegas == [62.5, 125.0, None, 500.0, 1000.0]  # None is the published
+    searched_on = {row["picture"] for row in _rows(out)} - set(metrics["pictures"])
+    assert len(searched_on) == 1
+    methods = [cell["method"] for cell in metrics["means"]]
+    assert methods == ["measurement", "SILO", "SILO, searched", "LDPS", "LDPS, searched"]
+
+
+def _rows(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "rows-0.jsonl").read_text().splitlines()]
+
+
+def test_the_main_table_is_run_on_another_prior_beside_what_is_published(
+    arguments: list[str], out: Path
+) -> None:
+    call = [*arguments, "--protocol", "ffhq", "--tasks", "jpeg_q10", "--limit", "1"]
+    assert main([*call, "--samplers", "silo,gml-dps"]) == 0
+    table = (out / "table.md").read_text()
+    assert "## Published, not measured here" in table
+    assert "| jpeg_q10 | 25.52 / 25.73 / 0.203 / 0.326 / 25.48 / 4.21 |" in table
+    restored = [row["parameters"] for row in _metrics(out)["rows"] if "nfe" in row]
+    assert [row["sampler"] for row in restored] == ["silo", "gml-dps"]
+    assert restored[0]["seed"] == 1000 and restored[0]["noise_sigma"] == 0.01
+    assert restored[0]["prompt"] == "A high quality photo of a face" and restored[1]["prompt"] == ""
+
+
+def test_the_autoencoder_protocol_scores_encoding_and_decoding(
+    arguments: list[str], out: Path, tiny_prior: LatentPrior, photos: Path
+) -> None:
+    assert main([*arguments, "--protocol", "autoencoder", "--limit", "1"]) == 0
+    (row,) = _metrics(out)["rows"]
+    clean = center_crop(next(iter(iterate_photos([photos], "all"))), 128)[None]
+    with torch.no_grad():
+        expected = psnr(tiny_prior.decode(tiny_prior.encode(clean)), clean).item()
+    assert row["scores"]["psnr"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_operator_accuracy_compares_with_the_encoded_noiseless_measurement(
+    arguments: list[str], out: Path, tiny_prior: LatentPrior, photos: Path
+) -> None:
+    call = [*arguments, "--protocol", "operator-accuracy", "--tasks", "gaussian_blur"]
+    assert main([*call, "--limit", "1"]) == 0
+    (row,) = _metrics(out)["rows"]
+    from operators.catalog import get_task
+
+    clean = center_crop(next(iter(iterate_photos([photos], "all"))), 128)[None]
+    blurred = get_task("gaussian_blur").degradation.operator().forward(clean)
+    with torch.no_grad():
+        identity = (tiny_prior.encode(clean) - tiny_prior.encode(blurred)).abs().mean().item()
+    assert row["scores"]["E(x)"] == pytest.approx(identity, rel=1e-4)
+    # An untrained operator's last layer is zero: it is the identity.
+    assert row["scores"]["H(E(x))"] == pytest.approx(identity, rel=1e-4)
+    assert row["scores"]["z0hat_950"] != row["scores"]["z0hat_50"]
+    assert "| gaussian_blur, SILO | 1 |" in (out / "table.md").read_text()
+
+
+def test_several_samples_have_a_diversity_and_columns_of_their_own(
+    arguments: list[str], out: Path
+) -> None:
+    call = [*arguments, "--protocol", "diversity", "--tasks", "super_resolution_x8"]
+    assert main([*call, "--limit", "1"]) == 0
+    row = next(row for row in _metrics(out)["rows"] if "nfe" in row)
+    samples = [
+        load_image(out / "pictures" / row["key"] / f"p0{suffix}.png").pixels
+        for suffix in ("", ".2", ".3", ".4", ".5")
+    ]
+    spread = torch.cat(samples).std(0).mean().item() / 2
+    assert row["scores"]["diversity"] == pytest.approx(spread, abs=2e-3)
+    with Image.open(out / "super_resolution_x8.jpg") as sheet:
+        assert sheet.width == 7 * 224 + 8 * 6
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--protocol", "ffhq", "--noise-sigma", "0.1"], "--noise-sigma is the protocol's"),
+        (["--protocol", "noise", "--tasks", "jpeg_q10"], "its tasks are super_resolution_x8"),
+        (["--protocol", "autoencoder", "--search", "1"], "nothing to search"),
+        (["--samplers", "magic"], "there is no sampler 'magic'"),
+        (["--search", "4"], "needs as many pictures beside"),
+    ],
+)
+def test_what_does_not_go_together_is_named_before_anything_is_written(
+    arguments: list[str], out: Path, extra: list[str], message: str, capsys
+) -> None:
+    assert main([*arguments, *extra]) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_two_pictures_of_one_name_are_refused(
+    arguments: list[str], photos: Path, tmp_path: Path, capsys
+) -> None:
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "p1.png").write_bytes((photos / "p1.png").read_bytes())
+    call = [str(photos), str(tmp_path / "more")]
+    place = arguments.index(str(photos))
+    assert main([*arguments[:place], *call, *arguments[place + 1 :]]) == 2
+    assert "several pictures are called 'p1'" in capsys.readouterr().err
+
+
+def test_two_processes_share_the_pictures_and_one_writes_the_tables(
+    arguments: list[str], out: Path, tmp_path: Path
+) -> None:
+    # Without a GPU, too, this is what starts several processes.
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+    launch += ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
+    launch += ["--dynamo_backend", "no", "--main_process_port", "0", "-m", "silo.evaluate"]
+    call = [*arguments[1:], "--tasks", "gaussian_blur", "--device", "cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "home")}
+    subprocess.run([*launch, *call], check=True, cwd=ROOT, env=environment, capture_output=True)
+    shares = [
+        {json.loads(line)["picture"] for line in rows.read_text().splitlines()}
+        for rows in (out / "rows-0.jsonl", out / "rows-1.jsonl")
+    ]
+    assert shares == [{"p0", "p4"}, {"p2"}]
+    together = _metrics(out)
+    alone = [*arguments[:-1], str(tmp_path / "alone"), "--tasks", "gaussian_blur"]
+    assert main(alone) == 0
+    scores = [
+        [row["scores"] for row in m["rows"]] for m in (together, _metrics(tmp_path / "alone"))
+    ]
+    assert scores[0] == scores[1]
+
+
+def test_the_record_keeps_whole_rows_and_prefers_the_newer(tmp_path: Path) -> None:
+    first, second = Record(tmp_path, 0), Record(tmp_path, 1)
+    first.add({"key": "a", "picture": "x", "value": 1})
+    second.add({"key": "a", "picture": "y", "value": 2})
+    with (tmp_path / "rows-1.jsonl").open("a") as file:
+        file.write('{"key": "a", "picture": "z", "va')  # still being written
+    first.refresh()
+    assert [row["value"] for row in first.rows("a", ["y", "x", "z"])] == [2, 1]
+    first.add({"key": "a", "picture": "x", "value": 3})
+    again = Record(tmp_path, 1)
+    again.add({"key": "a", "picture": "z", "value": 4})
+    assert [row["value"] for row in Record(tmp_path, 0).rows("a", ["x", "y", "z"])] == [3, 2, 4]
+
+
+def test_published_tables_are_complete_and_name_their_source() -> None:
+    content = json.loads(PUBLISHED.read_text())
+    assert "arXiv 2501.11746" in content["source"]
+    for table in content["tables"].values():
+        for row in table["rows"].values():
+            assert all(len(values) == len(content["metrics"]) for values in row.values())
+    main_table = content["tables"]["ffhq"]["rows"]
+    best = {task: min(row, key=lambda m: row[m][2]) for task, row in main_table.items()}
+    assert set(best.values()) == {"SILO (RV)"}  # the paper's claim, by LPIPS-Alex

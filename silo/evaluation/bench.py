@@ -1,0 +1,144 @@
+"""Runs settings on pictures, one prior at a time, and keeps the record of what comes out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from operators.catalog import find_operator
+from operators.latent import LatentOperator, architectures
+from operators.pretrained import CONFIG_NAME
+from silo.data import Photo
+from silo.devices import pick_device, pick_dtype
+from silo.evaluation.jobs import Autoencoding, Job, OperatorAccuracy, Restoration, Store, job_key
+from silo.evaluation.record import Record
+from silo.prior import LatentPrior
+from silo.prior_files import locate
+from silo.protocols import Setting
+from silo.restorer import Restorer
+from silo.samplers import SAMPLERS
+
+
+class Bench:
+    """What an evaluation runs on.
+
+    Attributes:
+        store: its pictures.
+        record: its rows.
+        study: as in `Protocol`.
+        device: where it computes.
+    """
+
+    def __init__(
+        self, store: Store, record: Record, study: str | None, device: str, *, show_progress: bool
+    ) -> None:
+        """Compute on `device`, of which each of a machine's processes takes its own with "auto"."""
+        self.store, self.record, self.study = store, record, study
+        if device == "auto" and torch.cuda.is_available():
+            device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        self.device = pick_device(device)
+        self._show_progress = show_progress
+        self._prior: LatentPrior | None = None
+        self._restorers: dict[str | None, Restorer] = {}
+        self._fingerprints: dict[Path, str] = {}
+
+    def run(self, settings: Sequence[Setting], photos: Sequence[Photo]) -> None:
+        """Measure what the record does not hold yet, each picture in all settings of a prior."""
+        priors = dict.fromkeys(setting.prior for setting in settings)
+        progress = tqdm(unit="picture", smoothing=0, disable=not self._show_progress, total=0)
+        progress.total = len({job_key(setting, self.study) for setting in settings}) * len(photos)
+        with progress:
+            for prior in priors:
+                jobs = self._jobs([each for each in settings if each.prior == prior])
+                pending = [(p, job) for p in photos for job in jobs if not self._holds(job, p)]
+                progress.total -= len(jobs) * len(photos) - len(pending)
+                progress.refresh()
+                for photo, job in pending:
+                    row = {"key": job.key, "picture": photo.name, **job.identity(photo)}
+                    self.record.add({**row, **job.run(photo, self.record)})
+                    progress.update()
+
+    def is_done(self, settings: Sequence[Setting], photos: Sequence[Photo]) -> bool:
+        """Whether every picture has a row for every setting, be it one of a failure."""
+        keys = {job_key(setting, self.study) for setting in settings}
+        return all(self.record.get(key, photo.name) for key in keys for photo in photos)
+
+    def prior(self, name: str) -> LatentPrior:
+        """The prior of this name; the one before is forgotten."""
+        if self._prior is None or self._prior.name != name:
+            self._restorers.clear()
+            dtype = pick_dtype(self.device)
+            self._prior = LatentPrior.load(name, device=self.device, dtype=dtype)
+        return self._prior
+
+    def restorer(self, setting: Setting) -> Restorer:
+        """What restores in this setting; shared by the settings with the same operator."""
+        prior, operator = self.prior(setting.prior), None
+        if setting.operator is not None and SAMPLERS[setting.sampler].needs_operator:
+            operator = place_operator(setting, prior)
+        if operator not in self._restorers:
+            self._restorers[operator] = Restorer(prior, operator=operator)
+        return self._restorers[operator]
+
+    def _jobs(self, settings: Sequence[Setting]) -> list[Job]:
+        jobs: dict[str, Job] = {}
+        for setting in settings:
+            prior = self.prior(setting.prior)
+            if self.study == "autoencoder":
+                job: Job = Autoencoding(prior, self.store)
+            elif self.study == "operator-accuracy":
+                place, _, revision = place_operator(setting, prior).partition("@")
+                operator = LatentOperator.from_pretrained(place, revision=revision or None)
+                operator.requires_grad_(False).to(prior.device)
+                job = OperatorAccuracy(setting, prior, operator)
+            else:
+                weights = self._weights(setting, prior)
+                job = Restoration(setting, self.restorer(setting), self.store, weights)
+            jobs.setdefault(job.key, job)
+        return list(jobs.values())
+
+    def _weights(self, setting: Setting, prior: LatentPrior) -> dict[str, str | None]:
+        """The fingerprints of prior and operator, as far as no revision names them."""
+        folder, revision = locate(prior.name, None, prior.dtype)
+        weights = {"prior": self._fingerprint(folder) if revision is None else None}
+        if SAMPLERS[setting.sampler].needs_operator:
+            folder = Path(place_operator(setting, prior))
+            weights["operator"] = self._fingerprint(folder) if folder.is_dir() else None
+        return weights
+
+    def _fingerprint(self, folder: Path) -> str:
+        """The SHA-256 of the weights in a folder."""
+        if folder not in self._fingerprints:
+            digest = hashlib.sha256()
+            for path in sorted(folder.rglob("*.safetensors")):
+                digest.update(path.read_bytes())
+            self._fingerprints[folder] = digest.hexdigest()
+        return self._fingerprints[folder]
+
+    def _holds(self, job: Job, photo: Photo) -> bool:
+        """Whether there is a row, and no failure's, that would come out the same again."""
+        row = self.record.get(job.key, photo.name)
+        if row is None or "error" in row or not job.is_kept(photo):
+            return False
+        identity = json.loads(json.dumps(job.identity(photo)))
+        return {name: row.get(name) for name in identity} == identity
+
+
+def place_operator(setting: Setting, prior: LatentPrior) -> str:
+    """The folder or Hub id of the setting's operator.
+
+    Its `operator` is an architecture, for which the shelf is searched; or a folder with operators
+    in folders named after their tasks, as `train-operator` writes them; or the operator itself.
+    """
+    named = setting.operator
+    if named is None or named in architectures():
+        channels = prior.latent_channels
+        return str(find_operator(setting.task, prior.name, channels, architecture=named))
+    own = Path(named) / setting.task
+    return str(own) if (own / CONFIG_NAME).is_file() else named

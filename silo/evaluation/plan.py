@@ -1,0 +1,134 @@
+"""Which settings an evaluation compares: a protocol's, or every combination of the asked ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+from operators.catalog import get_task
+from silo.errors import BadRequest
+from silo.protocols import PAPER_STEPS, Protocol, Setting
+from silo.request import PRESETS
+from silo.samplers import SAMPLERS
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What may be asked of a protocol, too; None or empty leaves it as it is.
+
+    Attributes:
+        tasks: only these.
+        samplers: only these.
+        prior: in place of the protocol's; operators and etas, which belong to those, then are the
+            shelf's and the operators' own.
+        operators: each of these, for samplers that need one.
+        preset: a key of `PRESETS`: every sampler's published number of steps, scaled by the same.
+        steps: of every sampler, in place of the preset's.
+        eta: of the samplers that have one.
+        seed: of every picture.
+    """
+
+    tasks: Sequence[str] = ()
+    samplers: Sequence[str] = ()
+    prior: str | None = None
+    operators: Sequence[str] = ()
+    preset: str = "paper"
+    steps: int | None = None
+    eta: float | None = None
+    seed: int | None = None
+
+
+def from_protocol(protocol: Protocol, overrides: Overrides) -> list[Setting]:
+    """The settings of a protocol.
+
+    Raises:
+        BadRequest: it has none of the tasks or samplers that are asked for.
+    """
+    settings = [
+        setting
+        for setting in protocol.settings
+        if not overrides.tasks or setting.task in overrides.tasks
+        if not overrides.samplers or setting.sampler in overrides.samplers
+    ]
+    if not settings:
+        tasks = dict.fromkeys(setting.task for setting in protocol.settings)
+        samplers = dict.fromkeys(setting.sampler for setting in protocol.settings)
+        raise BadRequest(
+            f"the protocol has nothing of this: its tasks are {', '.join(tasks)}, its samplers "
+            f"{', '.join(samplers)}."
+        )
+    if overrides.prior is not None:
+        own = {"prior": overrides.prior, "operator": None, "eta": None}
+        settings = [replace(setting, **own) for setting in settings]
+    if overrides.seed is not None:
+        settings = [replace(setting, seed=overrides.seed) for setting in settings]
+    return _finish(settings, overrides)
+
+
+def from_axes(
+    overrides: Overrides,
+    *,
+    noise_sigmas: Sequence[float],
+    prompts: Sequence[str | None],
+    guidance_scales: Sequence[float],
+    clamp: float | None,
+    keep_known: bool,
+) -> list[Setting]:
+    """Every combination; a note tells those apart that differ in prompt or guidance scale.
+
+    Raises:
+        BadRequest: an unknown sampler.
+        OperatorError: an unknown task.
+    """
+    settings = []
+    combinations = product(
+        overrides.tasks, noise_sigmas or [None], overrides.samplers, prompts, guidance_scales
+    )
+    for task, noise_sigma, sampler, prompt, scale in combinations:
+        get_task(task)
+        if sampler not in SAMPLERS:
+            raise BadRequest(f"there is no sampler {sampler!r}: use {', '.join(SAMPLERS)}.")
+        notes = []
+        if len(guidance_scales) > 1:
+            notes.append(f"CFG {scale:g}")
+        if len(prompts) > 1:
+            notes.append("captions" if prompt is None else f"'{prompt}'")
+        settings.append(
+            Setting(
+                task,
+                sampler,
+                prior=overrides.prior or "tiny",
+                noise_sigma=noise_sigma,
+                prompt=prompt,
+                guidance_scale=scale,
+                clamp=clamp if SAMPLERS[sampler].needs_operator else None,
+                keep_known=keep_known,
+                seed=overrides.seed or 0,
+                note=", ".join(notes),
+            )
+        )
+    return _finish(settings, overrides)
+
+
+def _finish(settings: Iterable[Setting], overrides: Overrides) -> list[Setting]:
+    """Set operators, steps and eta; leave out what a sampler cannot do, and what is there twice."""
+    finished: dict[str, Setting] = {}
+    for setting in settings:
+        sampler = SAMPLERS[setting.sampler]
+        if sampler.linear_only and not setting.measured.operator().linear:
+            continue
+        steps = overrides.steps or scaled_steps(setting.sampler, overrides.preset)
+        eta = None if setting.eta is None else setting.eta * PAPER_STEPS / steps
+        if overrides.eta is not None and sampler.needs_operator:
+            eta = overrides.eta
+        operators = overrides.operators if sampler.needs_operator else ()
+        for operator in operators or (setting.operator,):
+            changed = replace(setting, steps=steps, eta=eta, operator=operator)
+            finished.setdefault(changed.key, changed)
+    return list(finished.values())
+
+
+def scaled_steps(sampler: str, preset: str) -> int:
+    """A sampler's published number of steps, scaled as the preset scales SILO's."""
+    return max(1, round(SAMPLERS[sampler].steps * PRESETS[preset] / PAPER_STEPS))

@@ -1,0 +1,120 @@
+"""Quality against time as an SVG: a panel a task, a mark a method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from math import ceil, floor, log10
+
+from silo.evaluation.report import Cell
+
+WIDTH, HEIGHT, MARGIN = 340, 250, 52  # of a panel, in pixels
+PANELS_A_ROW = 3
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito's
+
+
+def quality_against_time(cells: Sequence[Cell]) -> str:
+    """The means of each cell that has them: seconds a picture (logarithmic) and LPIPS-Alex.
+
+    PSNR stands in for LPIPS where that is not available. Better is always further up.
+    """
+    name, title = ("lpips", "LPIPS-Alex (lower is better)")
+    if any(cell.means.get("lpips") is None for cell in cells if cell.pictures):
+        name, title = ("psnr", "PSNR, dB")
+    rows = list(dict.fromkeys(cell.row for cell in cells))
+    methods = list(dict.fromkeys(cell.method for cell in cells))
+    columns = min(PANELS_A_ROW, len(rows))
+    width, height = columns * WIDTH, ceil(len(rows) / columns) * HEIGHT
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11">',
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+    ]
+    for index, row in enumerate(rows):
+        points = [
+            (cell.method, seconds, value)
+            for cell in cells
+            if cell.row == row
+            and (seconds := cell.means.get("seconds")) is not None
+            and (value := cell.means.get(name)) is not None
+        ]
+        place = index % columns * WIDTH, index // columns * HEIGHT
+        colours = {method: COLOURS[i % len(COLOURS)] for i, method in enumerate(methods)}
+        parts += [f'<g transform="translate({place[0]},{place[1]})">']
+        parts += _panel(row, title, points, colours, flipped=name == "lpips")
+        parts += ["</g>"]
+    return "\n".join([*parts, "</svg>\n"])
+
+
+def _panel(
+    row: str,
+    title: str,
+    points: list[tuple[str, float, float]],
+    colours: dict[str, str],
+    *,
+    flipped: bool,
+) -> list[str]:
+    parts = [
+        f'<text x="{WIDTH / 2}" y="18" text-anchor="middle" font-size="13">{escape(row)}</text>',
+        f'<text x="{WIDTH / 2}" y="{HEIGHT - 6}" text-anchor="middle">seconds a picture</text>',
+        f'<text transform="translate(12,{HEIGHT / 2}) rotate(-90)" text-anchor="middle">'
+        f"{escape(title)}</text>",
+    ]
+    if not points:
+        return parts
+    low, high = _range([log10(max(seconds, 1e-3)) for _, seconds, _ in points])
+    bottom, top = _range([value for _, _, value in points])
+    left, right, up, down = MARGIN, WIDTH - 16, 30, HEIGHT - 40
+
+    def x(seconds: float) -> float:
+        return left + (log10(max(seconds, 1e-3)) - low) / (high - low) * (right - left)
+
+    def y(value: float) -> float:
+        share = (value - bottom) / (top - bottom)
+        return up + share * (down - up) if flipped else down - share * (down - up)
+
+    parts.append(
+        f'<path d="M{left},{up}V{down}H{right}" fill="none" stroke="#888" stroke-width="1"/>'
+    )
+    for tick in _time_ticks(10**low, 10**high):
+        parts.append(_tick(x(tick), down + 14, f"{tick:g}", "middle"))
+        parts.append(f'<path d="M{x(tick):.1f},{down}v4" stroke="#888"/>')
+    for share in (0.0, 0.5, 1.0):
+        value = bottom + share * (top - bottom)
+        parts.append(_tick(left - 6, y(value) + 4, f"{value:.3g}", "end"))
+        parts.append(f'<path d="M{left - 4},{y(value):.1f}h4" stroke="#888"/>')
+    for method, seconds, value in points:
+        after = x(seconds) < (left + right) / 2
+        parts.append(
+            f'<circle cx="{x(seconds):.1f}" cy="{y(value):.1f}" r="5" fill="{colours[method]}"/>'
+        )
+        parts.append(
+            _tick(
+                x(seconds) + (9 if after else -9),
+                y(value) + 4,
+                method,
+                "start" if after else "end",
+            )
+        )
+    return parts
+
+
+def _range(values: list[float]) -> tuple[float, float]:
+    """The ends of an axis, with some room around the values."""
+    room = (max(values) - min(values)) * 0.15 or abs(values[0]) * 0.1 or 0.1
+    return min(values) - room, max(values) + room
+
+
+def _time_ticks(low: float, high: float) -> list[float]:
+    """Round times between `low` and `high`; where there are none, one between them."""
+    powers = range(floor(log10(low)), ceil(log10(high)) + 1)
+    for factors in ((1, 2, 5), (1, 2, 3, 4, 5, 6, 7, 8, 9)):
+        ticks = [factor * 10.0**power for power in powers for factor in factors]
+        inside = [tick for tick in ticks if low <= tick <= high]
+        if len(inside) > 1:
+            return inside
+    return [float(f"{(low * high) ** 0.5:.2g}")]
+
+
+def _tick(x: float, y: float, text: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'

@@ -1,0 +1,51 @@
+"""The rows of an evaluation on disk: each process appends to a file of its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+class Record:
+    """Rows by what was measured (`key`) and on which picture; a newer row replaces an older one.
+
+    A row is on disk, whole, before the next one is begun; a line that an interruption cut short is
+    dropped.
+    """
+
+    def __init__(self, folder: Path, rank: int = 0) -> None:
+        """Read what all processes of this and of earlier runs have written."""
+        self._folder = folder
+        self._own = folder / f"rows-{rank}.jsonl"
+        if self._own.is_file():
+            content = self._own.read_bytes()
+            with self._own.open("r+b") as file:
+                file.truncate(content.rfind(b"\n") + 1)
+        self._rows: dict[tuple[str, str], Row] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the rows that the other processes have added."""
+        for path in sorted(self._folder.glob("rows-*.jsonl"), key=lambda path: path == self._own):
+            complete, _, _ = path.read_text().rpartition("\n")
+            for line in complete.splitlines():
+                row = json.loads(line)
+                self._rows[row["key"], row["picture"]] = row
+
+    def get(self, key: str, picture: str) -> Row | None:
+        """The row of `key` and `picture`, if there is one."""
+        return self._rows.get((key, picture))
+
+    def rows(self, key: str, pictures: list[str]) -> list[Row]:
+        """The rows of `key` that there are, in the order of `pictures`."""
+        return [row for picture in pictures if (row := self.get(key, picture)) is not None]
+
+    def add(self, row: Row) -> None:
+        """Append a row, which has a "key" and a "picture"."""
+        line = json.dumps(row, allow_nan=False) + "\n"
+        with self._own.open("a") as file:
+            file.write(line)
+        self._rows[row["key"], row["picture"]] = json.loads(line)

@@ -184,7 +184,7 @@ class Restorer:
         return {
             "task": request.task,
             "simulate": request.simulate,
-            "degradation": request.effective_degradation.to_dict(),
+            "degradation": request.degradation.to_dict() if request.degradation else None,
             "sampler": request.sampler,
             "steps": request.effective_steps,
             "eta": self._eta(request),

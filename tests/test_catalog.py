@@ -39,6 +39,9 @@ def test_the_operator_for_a_prior_is_found_by_what_it_was_trained_for(tmp_path: 
     assert find_operator("jpeg_q10", "tiny", 8, tmp_path) == tmp_path / "a"
     # Every prior of four latent channels shares Stable Diffusion's latent space.
     assert find_operator("jpeg_q10", "rv51", 4, tmp_path) == tmp_path / "b"
+    assert find_operator("jpeg_q10", "tiny", 8, tmp_path, "compact_cnn") == tmp_path / "a"
+    with pytest.raises(OperatorNotFound, match="No trained readout operator for jpeg_q10"):
+        find_operator("jpeg_q10", "tiny", 8, tmp_path, "readout")
     with pytest.raises(OperatorNotFound, match="train-operator --task jpeg_q10"):
         find_operator("jpeg_q10", "my-prior", 8, tmp_path)
 

@@ -1,10 +1,11 @@
+import mmap
 import re
 from pathlib import Path
 
 import pytest
 import torch
 
-from silo.devices import generators, peak_memory, pick_device, pick_dtype
+from silo.devices import generators, peak_memory, pick_device, pick_dtype, reset_peak_memory
 from silo.errors import BadRequest
 
 STATUS = Path("/proc/self/status")
@@ -68,6 +69,17 @@ def test_peak_memory_is_in_bytes():
         return int(re.findall(r"VmHWM:\s+(\d+) kB", STATUS.read_text())[0]) * 1024
 
     assert peak_memory(CPU) == pytest.approx(kernels_peak(), rel=0.05)
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="only Linux resets the peak of a process")
+def test_the_peak_of_memory_can_be_started_anew():
+    size = 200 << 20
+    with mmap.mmap(-1, size) as memory:
+        memory.write(bytes(size))
+        high = peak_memory(CPU)
+    assert peak_memory(CPU) == high
+    assert reset_peak_memory(CPU)
+    assert peak_memory(CPU) < high - size / 2
 
 
 def test_each_sample_of_a_batch_can_be_drawn_alone():

@@ -128,7 +128,7 @@ def test_only_the_network_of_the_published_distances_is_used(
     digest = hashlib.sha256((tmp_path / FILE).read_bytes()).hexdigest()
     monkeypatch.setattr(inception, "SHA256", digest)
     path = find_inception(tmp_path)
-    assert path == tmp_path / FILE
+    assert path is not None and path == tmp_path / FILE
     images = torch.tensor([-1.0, 0.0, 1.0]).reshape(1, 3, 1, 1).expand(2, 3, 8, 8)
     expected = torch.tensor([[-1.0, 0.0, 127 / 128]]).expand(2, 3)  # 0, 128 and 255 of 0..255
     torch.testing.assert_close(Inception(path).features(images), expected)

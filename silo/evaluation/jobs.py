@@ -231,7 +231,8 @@ class OperatorAccuracy(Job):
         x = center_crop(photo, prior.native_size)[None]
         degradation = setting.measured.with_noise(0.0)
         pixels = degradation.operator()
-        mask = pixels.draw_mask(*x.shape[-2:], measurement_generator(setting.seed))
+        size = prior.native_size
+        mask = pixels.draw_mask(size, size, measurement_generator(setting.seed))
         y = pixels.forward(x, mask)
         target = prior.encode(pixels.to_full_size(y).to(prior.device))
         problem = Problem(

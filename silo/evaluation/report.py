@@ -108,8 +108,8 @@ def summarize(
     restored = bool(good) and "seconds" in good[0]
     for name, _, _ in _COST:
         means[name] = median(each[name] for each in good) if restored else None
-    memory = [each.get("peak_memory") for each in good]
-    means["peak_memory"] = None if None in memory or not memory else max(memory)
+    memory = [each["peak_memory"] for each in good] if restored else []
+    means["peak_memory"] = max(memory) if memory and None not in memory else None
     return Cell(row, method, key, len(good), len(failed), failed[0] if failed else None, means)
 
 
@@ -138,9 +138,11 @@ def comparison(cells: Sequence[Cell]) -> str:
         values = []
         for method in methods:
             cell = by_place.get((row, method))
-            empty = cell is None or cell.pictures == 0
-            numbers = [] if empty else [_number(cell.means[name], d) for name, _, d in shown]
-            values.append(" / ".join(numbers) or "–")
+            if cell is None or cell.pictures == 0:
+                values.append("–")
+            else:
+                numbers = [_number(cell.means[name], digits) for name, _, digits in shown]
+                values.append(" / ".join(numbers))
         lines.append(_line([row, *values]))
     text = "\n".join(lines) + f"\n\nEach cell: {' / '.join(title for _, title, _ in shown)}.\n"
     if hidden:

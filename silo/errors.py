@@ -43,3 +43,7 @@ class HubUnavailable(SiloError):
 
 class PushRefused(SiloError):
     """A push that the Hub does not accept, or that must not leave this machine."""
+
+
+class CannotCaption(SiloError):
+    """A photo that cannot be described here: no model, no memory, or no network to fetch it."""

@@ -1,5 +1,6 @@
 import asyncio
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import gradio as gr
@@ -7,14 +8,20 @@ import pytest
 import torch
 from PIL import Image
 
-import app
 from operators.catalog import TASKS, shelf
 from operators.degradation import Degradation
-from silo.errors import BadMask
+from silo.errors import BadMask, BadRequest
 from silo.images import Fit, from_pil, read_parameters, save_png
 from silo.request import PRESETS, RestorationRequest
 from silo.restorer import Measured, Restorer, Result
-from silo.ui.mask_painter import paint_mask_file, painted_mask, view, wants_mask
+from silo.ui.examples import EXAMPLES, example_photo
+from silo.ui.mask_painter import invert, paint_mask_file, painted_mask, view, wants_mask
+from silo.ui.outputs import CAUTION
+from silo.ui.page import build
+from silo.ui.restoring import gpu_seconds
+from silo.ui.results import deviation, save_result, save_uncertainty
+from silo.ui.running import Run, Runs
+from silo.ui.saved_settings import read_settings
 from silo.ui.wording import Frame, paragraphs, preset_choices, summary, task_choices
 
 
@@ -25,7 +32,9 @@ def a_result(samples: int) -> tuple[Result, RestorationRequest]:
     plan = Fit(original=(16, 24), scaled=(16, 24), padded=(16, 24))
     measured = Measured(Degradation("denoising"), clean + 0.2, None, clean, plan)
     restored = (clean + 0.02).expand(samples, -1, -1, -1)
-    return Result(restored, measured, {"seed": 5}, 1.5, 50, 1, 1, ["Worked <small>."]), request
+    return Result(
+        restored, measured, {"task": "denoising", "seed": 5}, 1.5, 50, 1, 1, ["Worked <small>."]
+    ), request
 
 
 def no_restorer() -> Restorer:
@@ -36,8 +45,8 @@ def no_restorer() -> Restorer:
 def page() -> gr.Blocks:
     """The page, laid out without its model and without network."""
 
-    async def build() -> gr.Blocks:
-        return app.build(no_restorer)
+    async def lay_out() -> gr.Blocks:
+        return build(no_restorer)
 
     def refuse(*_: object) -> None:
         pytest.fail("laying out the page must not open connections")
@@ -45,12 +54,12 @@ def page() -> gr.Blocks:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", refuse)
         # In a running event loop gradio makes none of its own, which it would leave unclosed.
-        return asyncio.run(build())
+        return asyncio.run(lay_out())
 
 
 def test_the_page_warns_about_restored_faces(page: gr.Blocks) -> None:
     texts = [block.value for block in page.blocks.values() if isinstance(block, gr.Markdown)]
-    assert app.CAUTION in texts
+    assert CAUTION in texts
 
 
 def test_only_lossless_pictures_leave_the_page(page: gr.Blocks) -> None:
@@ -59,19 +68,19 @@ def test_only_lossless_pictures_leave_the_page(page: gr.Blocks) -> None:
     assert formats == {"png"}
 
 
-@pytest.mark.parametrize("name", app.EXAMPLES)
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_examples_are_square_and_of_the_size_asked_for(name: str) -> None:
-    photo = app.example_photo(name, 64)
+    photo = example_photo(name, 64)
     assert (photo.size, photo.mode) == ((64, 64), "RGB")
 
 
 def test_every_sample_becomes_a_file_with_its_parameters(tmp_path: Path) -> None:
-    result, request = a_result(samples=2)
-    before, *after = app.save_result(result, request, tmp_path / "cache")
+    result, _ = a_result(samples=2)
+    before, *after = save_result(result, tmp_path / "cache")
     assert [Path(path).name for path in after] == ["denoising-seed-5.png", "denoising-seed-6.png"]
     assert [read_parameters(path) for path in after] == [
-        {"seed": 5, "sample": 0},
-        {"seed": 5, "sample": 1},
+        {"task": "denoising", "seed": 5, "sample": 0},
+        {"task": "denoising", "seed": 5, "sample": 1},
     ]
     with Image.open(before) as measurement:
         assert measurement.size == (24, 16)
@@ -80,7 +89,7 @@ def test_every_sample_becomes_a_file_with_its_parameters(tmp_path: Path) -> None
 def test_zero_gpu_is_asked_for_more_time_for_more_work() -> None:
     _, one = a_result(samples=1)
     _, four = a_result(samples=4)
-    assert app.gpu_seconds(four) > app.gpu_seconds(one) > 0
+    assert gpu_seconds(four) > gpu_seconds(one) > 0
 
 
 @pytest.mark.parametrize(
@@ -166,3 +175,122 @@ def test_progress_is_a_sentence_and_a_bar() -> None:
     text = Frame(step=3, total=50, seconds_left=12.4, picture=None).to_html()
     assert text.startswith(paragraphs("Step 3 of 50, about 12 s left"))
     assert '<progress max="50" value="3">' in text
+
+
+def test_inverting_the_mask_twice_gives_it_back(tmp_path: Path) -> None:
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (40, 30), "grey").save(photo)
+    painted = Image.new("RGBA", (40, 30), (255, 255, 255, 0))
+    painted.paste((255, 255, 255, 255), (5, 5, 20, 10))
+
+    def saved(layer: Image.Image, name: str) -> dict[str, list[str]]:
+        layer.save(tmp_path / name)
+        return {"layers": [str(tmp_path / name)]}
+
+    mask = painted_mask(first := saved(painted, "a.png"), (30, 40))
+    once = saved(invert(first, str(photo))["layers"][0], "b.png")
+    twice = saved(invert(once, str(photo))["layers"][0], "c.png")
+    assert mask is not None and (inverse := painted_mask(once, (30, 40))) is not None
+    assert torch.equal(inverse, 1 - mask)
+    again = painted_mask(twice, (30, 40))
+    assert again is not None and torch.equal(again, mask)
+
+
+def test_inverting_an_empty_canvas_paints_it_all(tmp_path: Path) -> None:
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (8, 6), "grey").save(photo)
+    (layer,) = invert({"layers": []}, str(photo))["layers"]
+    assert layer.size == (8, 6)
+    assert layer.getchannel("A").getextrema() == (255, 255)
+
+
+def test_the_map_is_the_standard_deviation_over_the_samples(tmp_path: Path) -> None:
+    samples = torch.zeros(2, 3, 4, 6)
+    samples[0, :, 1, 2], samples[1, :, 1, 2] = 0.2, -0.2  # +-0.1 in [0, 1]
+    spread = deviation(samples)
+    assert spread.shape == (1, 1, 4, 6)
+    assert spread[0, 0, 1, 2] == pytest.approx(0.1)
+    assert spread.sum() == pytest.approx(0.1)
+    path, largest = save_uncertainty(samples, tmp_path)
+    assert largest == pytest.approx(0.1)
+    with Image.open(path) as drawn:
+        grey = drawn.convert("L")
+    assert grey.getpixel((2, 1)) == max(grey.tobytes())
+    assert grey.getpixel((0, 0)) == min(grey.tobytes())
+
+
+def settings_of(**changed: object) -> dict[str, object]:
+    request = RestorationRequest("gaussian_blur", torch.zeros(1, 3, 8, 8))
+    names = ("task", "simulate", "noise_sigma", "prompt", "negative_prompt", "guidance_scale")
+    settings = {name: getattr(request, name) for name in (*names, "samples", "seed")}
+    return {**settings, "steps": 7, "eta": 2, "noise_sigma": 0.02, **changed}
+
+
+def test_the_settings_of_a_result_are_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "result.png"
+    save_png(path, torch.zeros(3, 4, 4), settings_of(seed=9, prompt="a <b>cat</b>", simulate=True))
+    saved = read_settings(str(path))
+    assert saved.simulate
+    request = saved.request
+    assert (request.task, request.seed, request.prompt) == ("gaussian_blur", 9, "a <b>cat</b>")
+    assert (request.effective_steps, request.eta, request.effective_noise_sigma) == (7, 2.0, 0.02)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"task": ["gaussian_blur"]}, "task"),
+        ({"task": "../../etc/passwd"}, "no task"),
+        ({"seed": "0"}, "seed"),
+        ({"seed": -1}, "seed"),
+        ({"steps": True}, "steps"),
+        ({"steps": 10**9}, "steps"),
+        ({"eta": None}, "eta"),
+        ({"eta": 10**400}, "eta"),
+        ({"noise_sigma": 2}, "noise_sigma"),
+        ({"simulate": 1}, "simulate"),
+        ({"prompt": "x" * 100_000}, "longer than"),
+        ({"samples": 10**6}, "samples"),
+    ],
+)
+def test_settings_that_no_result_can_have_are_refused(
+    tmp_path: Path, changed: dict[str, object], told: str
+) -> None:
+    path = tmp_path / "result.png"
+    save_png(path, torch.zeros(3, 4, 4), settings_of(**changed))
+    with pytest.raises(BadRequest, match=told) as caught:
+        read_settings(str(path))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_a_picture_without_settings_says_so(tmp_path: Path) -> None:
+    save_png(tmp_path / "plain.png", torch.zeros(3, 4, 4))
+    with pytest.raises(BadRequest, match="no settings"):
+        read_settings(str(tmp_path / "plain.png"))
+
+
+def test_only_a_run_that_was_cut_off_is_kept_for_stop() -> None:
+    runs = Runs()
+
+    def steps(visitor: str) -> Iterator[int]:
+        run = Run({}, torch.zeros(1, 3, 8, 8), total=3)
+        with runs.begin(visitor, run):
+            for step in (1, 2, 3):
+                run.note(Frame(step, 3, 0.0, Image.new("RGB", (8, 8)) if step == 1 else None))
+                yield step
+
+    cut_off = steps("first")
+    assert [next(cut_off), next(cut_off)] == [1, 2]
+    assert list(steps("second")) == [1, 2, 3]
+    cut_off.close()
+    run = runs.take("first")
+    assert run is not None and run.ended.is_set()
+    assert run.step == 2 and run.estimate is not None and run.estimate[0] == 1
+    assert runs.take("first") is None and len(runs) == 0
+
+
+def test_a_run_that_failed_is_not_kept() -> None:
+    runs = Runs()
+    with pytest.raises(ZeroDivisionError), runs.begin("a", Run({}, torch.zeros(1, 3, 8, 8), 3)):
+        raise ZeroDivisionError
+    assert len(runs) == 0

@@ -1,1 +1,1 @@
-"""What the page says and shows, apart from its layout; nothing here imports gradio."""
+"""The page's parts: layout, handlers and wording. Of `silo`, only what is in here uses gradio."""

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
@@ -40,10 +41,25 @@ def paint_mask_file(path: str, photo: str) -> dict[str, Any]:
     masks.check_size(mask, pixels)
     picture = view(pixels)
     hole = F.adaptive_max_pool2d(1 - mask, (picture.height, picture.width))  # no scratch gets lost
-    layer = Image.new("RGBA", picture.size, "white")
-    layer.putalpha(view(hole.expand(-1, 3, -1, -1) * 2 - 1).convert("L"))
-    composite = Image.alpha_composite(picture.convert("RGBA"), layer)
-    return {"background": picture, "layers": [layer], "composite": composite}
+    return _painted(picture, hole)
+
+
+def invert(canvas: dict[str, Any] | None, photo: str) -> dict[str, Any]:
+    """Paint what is free on the canvas, and free what is painted.
+
+    Args:
+        canvas: the value of a `gr.ImageEditor` whose layers are files; None before any photo.
+        photo: the picture under it.
+
+    Returns:
+        The value of a `gr.ImageEditor`.
+
+    Raises:
+        BadImage, BadMask: a file that cannot be read.
+    """
+    picture = view(images.load_image(photo).pixels)
+    mask = painted_mask(canvas, (picture.height, picture.width))
+    return _painted(picture, torch.ones(1, 1, 1, 1) if mask is None else mask)
 
 
 def painted_mask(canvas: dict[str, Any] | None, size: tuple[int, int]) -> Tensor | None:
@@ -60,3 +76,12 @@ def painted_mask(canvas: dict[str, Any] | None, size: tuple[int, int]) -> Tensor
         return None
     mask = masks.load_mask(canvas["layers"][0])
     return F.interpolate(mask, size) if mask.min() == 0 else None
+
+
+def _painted(picture: Image.Image, hole: Tensor) -> dict[str, Any]:
+    """The value of a `gr.ImageEditor`: `picture` under a layer, white where `hole` is 1."""
+    hole = hole.expand(1, 3, picture.height, picture.width)
+    layer = Image.new("RGBA", picture.size, "white")
+    layer.putalpha(images.to_pil(hole * 2 - 1).convert("L"))
+    composite = Image.alpha_composite(picture.convert("RGBA"), layer)
+    return {"background": picture, "layers": [layer], "composite": composite}

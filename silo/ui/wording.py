@@ -52,6 +52,17 @@ class Frame:
         return f'{paragraphs(line)}<progress max="{self.total}" value="{self.step}"></progress>'
 
 
+def stopped(step: int, total: int, shown: int) -> str:
+    """Return what a stopped restoration left, as HTML."""
+    done = f"Stopped after {step} of {total} steps."
+    return paragraphs(f"{done} This is the clean estimate of step {shown}.")
+
+
+def uncertainty_caption(largest: float) -> str:
+    """Return what the map of the variants' standard deviation shows, white being 1."""
+    return f"Standard deviation over the variants; brightest: {largest:.3f}"
+
+
 def summary(result: Result, request: RestorationRequest) -> str:
     """Return how it went as HTML: seed, cost, scores of a simulated restoration, notices."""
     cost = f"{result.nfe} denoiser evaluations, {result.seconds:.1f} s"

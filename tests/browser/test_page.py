@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect
 
 from silo.images import read_parameters
 
-PATIENCE = 180_000  # milliseconds
+PATIENCE = 60_000  # milliseconds
 FINISHED = re.compile(r"Done\. Seed \d+")
 
 
@@ -39,6 +39,19 @@ def restore(page: Page, *, steps: int, seed: int = 0) -> None:
     page.locator("#restore").click()
 
 
+def downloaded(page: Page, folder: Path) -> Path:
+    with page.expect_download() as download:
+        page.locator("#download").click()
+    saved = folder / download.value.suggested_filename
+    download.value.save_as(saved)
+    return saved
+
+
+def pixels(path: Path) -> bytes:
+    with Image.open(path) as picture:
+        return picture.convert("RGB").tobytes()
+
+
 def is_scrolled_sideways(page: Page) -> bool:
     return page.evaluate("document.documentElement.scrollWidth > window.innerWidth")
 
@@ -50,10 +63,7 @@ def test_an_example_is_degraded_restored_and_downloaded(page: Page, tmp_path: Pa
     expect(page.locator("#status")).to_have_text(FINISHED, timeout=PATIENCE)
     expect(page.locator("#status")).to_contain_text("Seed 7")
     expect(page.locator("#comparison img").first).to_be_visible()
-    with page.expect_download() as download:
-        page.locator("#download").click()
-    saved = tmp_path / download.value.suggested_filename
-    download.value.save_as(saved)
+    saved = downloaded(page, tmp_path)
     parameters = read_parameters(saved)
     assert parameters is not None
     assert (parameters["task"], parameters["seed"]) == ("super_resolution_x4", 7)
@@ -61,6 +71,76 @@ def test_an_example_is_degraded_restored_and_downloaded(page: Page, tmp_path: Pa
     with Image.open(saved) as picture:
         assert picture.format == "PNG"
         assert picture.width == picture.height
+
+
+def test_the_settings_of_a_downloaded_result_give_the_same_picture(
+    page: Page, tmp_path: Path
+) -> None:
+    choose_task(page, "super resolution x4")
+    choose_example(page, 2)
+    page.locator("#advanced > button").click()
+    set_number(page, "#faithfulness", 2)
+    page.get_by_label("What the photo shows (prompt)").fill("a cup of coffee")
+    restore(page, steps=2, seed=11)
+    expect(page.locator("#status")).to_have_text(FINISHED, timeout=PATIENCE)
+    expect(page.locator("#status")).to_contain_text("the degraded photo: PSNR")
+    first = downloaded(page, tmp_path)
+
+    page.reload()
+    choose_example(page, 2)
+    page.locator("#advanced > button").click()
+    page.locator("#saved input[type=file]").set_input_files(first)
+    expect(page.locator("#seed input[type=number]")).to_have_value("11", timeout=PATIENCE)
+    page.locator("#restore").click()
+    expect(page.locator("#status")).to_have_text(FINISHED, timeout=PATIENCE)
+    (tmp_path / "again").mkdir()
+    again = downloaded(page, tmp_path / "again")
+    assert read_parameters(again) == read_parameters(first)
+    assert pixels(again) == pixels(first)
+
+
+def test_several_variants_come_with_a_map_of_where_they_differ(page: Page, tmp_path: Path) -> None:
+    choose_example(page, 3)
+    page.locator("#advanced > button").click()
+    set_number(page, "#samples", 2)
+    restore(page, steps=2, seed=4)
+    expect(page.locator("#status")).to_have_text(FINISHED, timeout=PATIENCE)
+    expect(page.locator("#variants img")).to_have_count(2)
+    page.get_by_role("tab", name="Side by side").click()
+    page.locator("#variants img").nth(1).click()
+    expect(page.locator("#side-by-side img[src*='seed-5']")).to_have_count(1, timeout=PATIENCE)
+    assert downloaded(page, tmp_path).name.endswith("seed-5.png")
+    page.get_by_role("tab", name="Where variants differ").click()
+    expect(page.locator("#uncertainty img")).to_be_visible()
+    expect(page.locator("#uncertainty")).to_contain_text("brightest: 0.")
+
+
+def test_one_lens_enlarges_both_pictures_at_the_same_place(page: Page) -> None:
+    choose_example(page, 1)
+    restore(page, steps=2)
+    expect(page.locator("#status")).to_have_text(FINISHED, timeout=PATIENCE)
+    page.get_by_role("tab", name="Side by side").click()
+    before, after = page.locator("#side-by-side img").all()
+    expect(before).to_be_visible()
+    assert before.evaluate("image => image.naturalWidth") > 0
+
+    def transforms() -> list[tuple[str, str]]:
+        style = "i => [getComputedStyle(i).transform, getComputedStyle(i).transformOrigin]"
+        return [tuple(image.evaluate(style)) for image in (before, after)]
+
+    assert {transform for transform, _ in transforms()} == {"none"}
+    box = after.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 2)
+    pointed = transforms()
+    assert pointed[0] == pointed[1]
+    assert pointed[0][0].startswith("matrix(4,")
+    assert float(pointed[0][1].split("px")[0]) == pytest.approx(box["width"] / 4, abs=1)
+    page.locator("#side-by-side .lens").focus()
+    page.keyboard.press("ArrowRight")
+    assert transforms()[0] == transforms()[1] != pointed[0]
+    page.keyboard.press("Escape")
+    assert {transform for transform, _ in transforms()} == {"none"}
 
 
 def test_a_file_that_is_no_picture_gets_one_sentence(page: Page, tmp_path: Path) -> None:
@@ -89,14 +169,21 @@ def test_nothing_but_an_example_need_be_chosen(page: Page) -> None:
     expect(page.locator("#status")).to_have_text(FINISHED, timeout=PATIENCE)
 
 
-def test_stop_ends_the_run_and_frees_the_machine(page: Page) -> None:
+def test_stop_keeps_the_last_estimate_and_frees_the_machine(page: Page, tmp_path: Path) -> None:
     choose_example(page)
     restore(page, steps=1000)
     expect(page.locator("#status progress")).to_be_visible(timeout=PATIENCE)
     page.locator("#stop").click()
-    expect(page.locator("#status")).to_have_text("Stopped.", timeout=PATIENCE)
+    status = page.locator("#status")
+    expect(status).to_contain_text(re.compile(r"Stopped after \d+ of 1000"), timeout=PATIENCE)
+    told = re.search(r"clean estimate of step (\d+)", status.inner_text())
+    assert told is not None
+    expect(page.locator("#comparison img").first).to_be_visible()
+    parameters = read_parameters(downloaded(page, tmp_path))
+    assert parameters is not None
+    assert parameters["stopped_after"] == int(told[1])
     restore(page, steps=2)  # waits for the button to come back
-    expect(page.locator("#status")).to_have_text(FINISHED, timeout=PATIENCE)
+    expect(status).to_have_text(FINISHED, timeout=PATIENCE)
 
 
 def test_stop_while_waiting_for_another_visitor(page: Page) -> None:
@@ -108,7 +195,7 @@ def test_stop_while_waiting_for_another_visitor(page: Page) -> None:
     choose_example(second)
     restore(second, steps=1000)
     second.locator("#stop").click()
-    expect(second.locator("#status")).to_have_text("Stopped.", timeout=PATIENCE)
+    expect(second.locator("#status")).to_have_text("Stopped before it began.", timeout=PATIENCE)
     page.locator("#stop").click()
     restore(second, steps=2)
     expect(second.locator("#status")).to_have_text(FINISHED, timeout=PATIENCE)

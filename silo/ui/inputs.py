@@ -1,0 +1,149 @@
+"""The left column: what to restore, and how."""
+
+from dataclasses import dataclass, fields
+
+import gradio as gr
+from gradio.processing_utils import save_pil_to_cache
+
+from operators.catalog import TASKS
+from silo.decoding import SUFFIXES
+from silo.request import MAX_STEPS, PRESETS
+from silo.ui.examples import EXAMPLES, THUMBNAIL, example_photo
+from silo.ui.wording import preset_choices, task_choices
+
+DEGRADED, CLEAN = "degraded", "clean"  # what the person's photo is
+MAX_FAITHFULNESS = 4.0
+MAX_NOISE = 0.5
+MAX_GUIDANCE = 15.0
+MAX_VARIANTS = 4
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The fields whose values make a request."""
+
+    task: gr.Dropdown
+    photo: gr.File
+    source: gr.Radio
+    canvas: gr.ImageEditor
+    preset: gr.Radio
+    faithfulness: gr.Slider
+    steps: gr.Slider
+    noise_sigma: gr.Slider
+    prompt: gr.Textbox
+    negative_prompt: gr.Textbox
+    guidance_scale: gr.Slider
+    samples: gr.Slider
+    seed: gr.Number
+
+    def all(self) -> set[gr.components.Component]:
+        """Return the fields, for an event that reads them all."""
+        return {getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What fills the settings in: buttons, examples, files."""
+
+    examples: gr.Dataset
+    painter: gr.Column
+    mask_file: gr.UploadButton
+    invert: gr.Button
+    new_seed: gr.Button
+    saved: gr.File
+
+
+def lay_out() -> tuple[Settings, Tools]:
+    """Put the fields on the page, in the block that is open."""
+    task = gr.Dropdown(
+        task_choices(), label="What is wrong with the photo?", filterable=False, elem_id="task"
+    )
+    photo = gr.File(label="Photo", file_types=list(SUFFIXES), height=110, elem_id="photo")
+    thumbnails = [
+        save_pil_to_cache(example_photo(name, THUMBNAIL), photo.GRADIO_CACHE, name, "png")
+        for name in EXAMPLES
+    ]
+    examples = gr.Dataset(
+        label="Or take an example",
+        components=[gr.Image(render=False)],
+        samples=[[path] for path in thumbnails],
+        type="index",
+        elem_id="examples",
+    )
+    source = gr.Radio(
+        [("It is already degraded", DEGRADED), ("Degrade it first (show me)", CLEAN)],
+        value=DEGRADED,
+        label="This photo",
+        elem_id="source",
+    )
+    painter, canvas, mask_file, invert = _painter()
+    preset = gr.Radio(preset_choices(None), value="quick", label="Effort", elem_id="preset")
+    with gr.Accordion("Advanced", open=False, elem_id="advanced"):
+        faithfulness = gr.Slider(
+            0,
+            MAX_FAITHFULNESS,
+            1,
+            step=0.05,
+            label="More natural \u2194 closer to the photo (consistency scale eta)",
+            info="Times what suits the task: to the left more is invented.",
+            elem_id="faithfulness",
+        )
+        steps = gr.Slider(1, MAX_STEPS, PRESETS["quick"], step=1, label="Steps", elem_id="steps")
+        noise_sigma = gr.Slider(
+            0,
+            MAX_NOISE,
+            next(iter(TASKS.values())).degradation.noise_sigma,
+            step=0.005,
+            label="Noise in the degraded photo (standard deviation; white is 1)",
+            info="Estimated from a photo that is already degraded.",
+            elem_id="noise",
+        )
+        prompt = gr.Textbox(label="What the photo shows (prompt)", elem_id="prompt")
+        negative_prompt = gr.Textbox(label="What it does not show (negative prompt)")
+        guidance_scale = gr.Slider(1, MAX_GUIDANCE, 1, step=0.5, label="Guidance scale (CFG)")
+        samples = gr.Slider(
+            1,
+            MAX_VARIANTS,
+            1,
+            step=1,
+            label="Variants",
+            info="One seed after the other; of several you see where they differ.",
+            elem_id="samples",
+        )
+        seed = gr.Number(label="Seed", value=0, minimum=0, precision=0, elem_id="seed")
+        new_seed = gr.Button("New seed", size="sm", elem_id="new-seed")
+        saved = gr.File(
+            label="Settings of an earlier result: drop its PNG",
+            file_types=[".png"],
+            height=90,
+            elem_id="saved",
+        )
+    settings = Settings(
+        *(task, photo, source, canvas, preset, faithfulness, steps, noise_sigma),
+        *(prompt, negative_prompt, guidance_scale, samples, seed),
+    )
+    return settings, Tools(examples, painter, mask_file, invert, new_seed, saved)
+
+
+def _painter() -> tuple[gr.Column, gr.ImageEditor, gr.UploadButton, gr.Button]:
+    with gr.Column(visible=False, elem_id="painter") as painter:
+        canvas = gr.ImageEditor(
+            label="Paint over what should be filled in",
+            type="filepath",
+            format="png",
+            sources=(),
+            transforms=(),
+            layers=False,
+            brush=gr.Brush(colors=["#ffffff"], color_mode="fixed"),
+            buttons=[],
+            elem_id="canvas",
+        )
+        with gr.Row():
+            mask_file = gr.UploadButton(
+                "Load a mask (white is filled in)",
+                file_types=list(SUFFIXES),
+                size="sm",
+                elem_id="mask-file",
+            )
+            invert = gr.Button("Invert", size="sm", elem_id="invert")
+    return painter, canvas, mask_file, invert

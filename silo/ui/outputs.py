@@ -1,0 +1,138 @@
+"""The right column: the buttons, how far it is, and what came out."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from silo.ui import lens
+from silo.ui.wording import uncertainty_caption
+
+CAUTION = "A restored face is plausible, not evidence of identity."
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The components of the right column, in their order on the page.
+
+    Attributes:
+        go: starts a restoration.
+        stop: ends it.
+        status: one sentence, and the progress bar.
+        picture: the photo, then its clean estimate while it is being restored.
+        views: the tabs with the result.
+        comparison: before and after under a slider.
+        side_by_side: both under one lens.
+        uncertainty_tab: there with several variants.
+        uncertainty: where the variants differ.
+        variants: one is chosen to compare and download.
+        download: the chosen variant.
+        files: of this visitor: the measurement's, then each variant's.
+    """
+
+    go: gr.Button
+    stop: gr.Button
+    status: gr.HTML
+    picture: gr.Image
+    views: gr.Tabs
+    comparison: gr.ImageSlider
+    side_by_side: gr.HTML
+    uncertainty_tab: gr.Tab
+    uncertainty: gr.Image
+    variants: gr.Gallery
+    download: gr.DownloadButton
+    files: gr.State
+
+    def of_result(self) -> list[Any]:
+        """Return the components that show a result, as outputs of an event."""
+        return [
+            *(self.picture, self.views, self.comparison, self.side_by_side, self.uncertainty_tab),
+            *(self.uncertainty, self.variants, self.download, self.files, self.status),
+        ]
+
+    def hidden(self) -> dict[Any, Any]:
+        """Take an earlier result off the page."""
+        hidden = gr.update(visible=False)
+        return {self.views: hidden, self.variants: hidden, self.download: hidden}
+
+    def shown(self, paths: list[str], uncertainty: tuple[str, float] | None) -> dict[Any, Any]:
+        """Show the files of a result: the measurement's, then each variant's."""
+        before, *after = paths
+        updates = {
+            self.picture: gr.Image(visible=False),
+            self.views: gr.Tabs(visible=True, selected="slider"),
+            self.comparison: (before, after[0]),
+            self.side_by_side: lens.lens(before, after[0]),
+            self.uncertainty_tab: gr.Tab(visible=uncertainty is not None),
+            self.variants: gr.Gallery(after, selected_index=0, visible=len(after) > 1),
+            self.download: gr.DownloadButton(value=after[0], visible=True),
+            self.files: paths,
+        }
+        if uncertainty is not None:
+            path, largest = uncertainty
+            updates[self.uncertainty] = gr.Image(path, label=uncertainty_caption(largest))
+        return updates
+
+
+def lay_out() -> Outputs:
+    """Put the components on the page, in the block that is open."""
+    with gr.Row():
+        go = gr.Button("Restore", variant="primary", elem_id="restore")
+        stop = gr.Button("Stop", interactive=False, elem_id="stop")
+    status = gr.HTML(elem_id="status", padding=False)
+    picture = gr.Image(
+        show_label=False,
+        interactive=False,
+        format="png",
+        height=480,
+        buttons=[],
+        elem_id="picture",
+    )
+    with gr.Tabs(visible=False, elem_id="views") as views:
+        with gr.Tab("Slider", id="slider"):
+            comparison = gr.ImageSlider(
+                label="Before and after",
+                interactive=False,
+                format="png",
+                type="filepath",
+                max_height=480,
+                buttons=["fullscreen"],
+                elem_id="comparison",
+            )
+        with gr.Tab("Side by side", id="side-by-side"):
+            side_by_side = gr.HTML(
+                css_template=lens.CSS, js_on_load=lens.SCRIPT, elem_id="side-by-side"
+            )
+        with gr.Tab("Where variants differ", id="uncertainty", visible=False) as uncertainty_tab:
+            uncertainty = gr.Image(
+                interactive=False, format="png", height=480, buttons=[], elem_id="uncertainty"
+            )
+    variants = gr.Gallery(
+        label="Variants",
+        format="png",
+        columns=4,
+        height="auto",
+        allow_preview=False,
+        interactive=False,
+        buttons=[],
+        visible=False,
+        elem_id="variants",
+    )
+    download = gr.DownloadButton("Download PNG, settings inside", visible=False, elem_id="download")
+    gr.Markdown(CAUTION)
+    return Outputs(
+        *(go, stop, status, picture, views, comparison, side_by_side, uncertainty_tab),
+        *(uncertainty, variants, download, gr.State([])),
+    )
+
+
+def choose_variant(files: list[str], event: gr.SelectData) -> tuple[tuple[str, str], str, str]:
+    """Compare and offer the variant that was clicked; `files` begins with the measurement."""
+    variant = files[1 + event.index]
+    return (files[0], variant), lens.lens(files[0], variant), variant
+
+
+def cache_folder(component: gr.components.Component) -> Path:
+    """Return the folder whose files gradio serves, and cleans up."""
+    return Path(component.GRADIO_CACHE)

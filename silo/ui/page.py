@@ -1,0 +1,124 @@
+"""The whole page: its columns, and which handler each event calls."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+
+from silo.request import PRESETS
+from silo.restorer import Restorer
+from silo.ui import inputs, outputs
+from silo.ui.preparing import Preparing
+from silo.ui.restoring import Restoring
+
+HOUR = 3600  # seconds
+INTRODUCTION = """
+# Restore a photo with SILO
+Small, blurred, noisy, compressed or damaged photos, restored by a latent diffusion model that is
+guided by a learned model of the damage.
+"""
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+
+
+def build(restorer_factory: Callable[[], Restorer]) -> gr.Blocks:
+    """Lay out and wire the page; `restorer_factory` is called when something needs the model."""
+    with gr.Blocks(
+        title="Restore a photo with SILO", analytics_enabled=False, delete_cache=(HOUR, 4 * HOUR)
+    ) as page:
+        gr.Markdown(INTRODUCTION)
+        with gr.Row():
+            with gr.Column(scale=2, min_width=320):
+                settings, tools = inputs.lay_out()
+            with gr.Column(scale=3, min_width=320):
+                shown = outputs.lay_out()
+        restoring = Restoring(restorer_factory, settings, shown)
+        _wire_preparation(
+            Preparing(restorer_factory, settings, tools, shown), settings, tools, shown
+        )
+        _wire_restoration(restoring, settings, shown)
+        page.load(restoring.presets, None, settings.preset, **QUIET)
+        page.unload(restoring.leave)
+    return page
+
+
+def _wire_preparation(
+    preparing: Preparing, fields: inputs.Settings, tools: inputs.Tools, shown: outputs.Outputs
+) -> None:
+    tools.examples.click(
+        preparing.choose_example,
+        [tools.examples, fields.task],
+        [fields.photo, fields.source, fields.noise_sigma],
+        **QUIET,
+    )
+
+    damage = {fields.photo, fields.task, fields.source}
+    gr.on(
+        [fields.photo.change, fields.task.change, fields.source.change],
+        preparing.show,
+        damage,
+        [*shown.of_result(), tools.painter],
+        **QUIET,
+    ).then(preparing.blank_canvas, fields.photo, fields.canvas, **QUIET)  # it draws when visible
+    # `input`, not `change`: only a person's choice may overwrite what stands in these fields.
+    fields.preset.input(lambda name: PRESETS[name], fields.preset, fields.steps, **QUIET)
+    gr.on(
+        [fields.photo.upload, fields.task.input, fields.source.input],
+        preparing.noise,
+        damage,
+        fields.noise_sigma,
+        **QUIET,
+    )
+    tools.mask_file.upload(
+        preparing.load_mask, [tools.mask_file, fields.photo], fields.canvas, **QUIET
+    )
+    tools.invert.click(preparing.invert_mask, [fields.canvas, fields.photo], fields.canvas, **QUIET)
+    tools.new_seed.click(preparing.new_seed, None, fields.seed, **QUIET)
+    tools.saved.upload(
+        preparing.reuse,
+        tools.saved,
+        [
+            *(fields.task, fields.source, fields.faithfulness, fields.steps, fields.noise_sigma),
+            *(fields.prompt, fields.negative_prompt, fields.guidance_scale, fields.samples),
+            fields.seed,
+        ],
+        **QUIET,
+    )
+    shown.variants.select(
+        outputs.choose_variant,
+        shown.files,
+        [shown.comparison, shown.side_by_side, shown.download],
+        **QUIET,
+    )
+
+
+def _wire_restoration(
+    restoring: Restoring, fields: inputs.Settings, shown: outputs.Outputs
+) -> None:
+    def buttons(running: bool) -> tuple[gr.Button, gr.Button]:
+        return gr.Button(interactive=not running), gr.Button(interactive=running)
+
+    switched = [shown.go, shown.stop]
+    restoration = shown.go.click(
+        functools.partial(buttons, True), None, switched, queue=False, **QUIET
+    ).then(
+        restoring.restore,
+        fields.all(),
+        [*shown.of_result(), fields.preset],
+        show_progress="minimal",
+        show_progress_on=shown.status,
+        concurrency_limit=1,
+        concurrency_id="restore",
+        api_visibility="private",
+    )
+    for ended in (restoration.success, restoration.failure):
+        ended(functools.partial(buttons, False), None, switched, queue=False, **QUIET)
+    # Restore comes back with the end of the cancelled run: until then a click on it is dropped.
+    shown.stop.click(
+        restoring.stop,
+        None,
+        [shown.stop, *shown.of_result()],
+        cancels=restoration,
+        queue=False,
+        **QUIET,
+    )

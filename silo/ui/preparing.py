@@ -1,0 +1,147 @@
+"""What happens before Restore: a photo, an example, a mask or earlier settings are taken in."""
+
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+from gradio.processing_utils import save_pil_to_cache
+from PIL import Image
+
+from operators.catalog import TASKS
+from silo import images
+from silo.errors import BadRequest, SiloError
+from silo.noise import estimate_noise
+from silo.request import RestorationRequest
+from silo.restorer import Restorer
+from silo.ui import mask_painter
+from silo.ui.errors import one_sentence
+from silo.ui.examples import EXAMPLES, example_photo
+from silo.ui.inputs import CLEAN, DEGRADED, MAX_NOISE, Settings, Tools
+from silo.ui.mask_painter import view, wants_mask
+from silo.ui.outputs import Outputs
+from silo.ui.saved_settings import read_settings
+from silo.ui.wording import paragraphs
+
+SEEDS = 2**31
+NOISE_STEP = 0.005  # of the slider
+
+
+class Preparing:
+    """The handlers of everything but Restore and Stop."""
+
+    def __init__(
+        self,
+        restorer_factory: Callable[[], Restorer],
+        settings: Settings,
+        tools: Tools,
+        outputs: Outputs,
+    ) -> None:
+        """Measure with what `restorer_factory` gives, first called when it is needed."""
+        self._restorer, self._settings = restorer_factory, settings
+        self._tools, self._outputs = tools, outputs
+
+    def show(self, given: dict[Any, Any]) -> dict[Any, Any]:
+        """Show what is to be restored: the photo, or what the chosen damage makes of it."""
+        fields, outputs = self._settings, self._outputs
+        task, simulate = given[fields.task], given[fields.source] == CLEAN
+        masked = wants_mask(task, simulate)
+        shown, notices = None, []
+        if given[fields.photo] is not None:
+            try:
+                loaded = images.load_image(given[fields.photo])
+                shown, notices = view(loaded.pixels), loaded.notices
+                if simulate and not masked:
+                    request = RestorationRequest(task, loaded.pixels, simulate=True)
+                    measured = self._restorer().measure(request)
+                    shown = view(measured.fit.undo(measured.full_size))
+            except SiloError as error:
+                notices = [str(error)]
+        return {
+            **outputs.hidden(),
+            outputs.picture: gr.Image(shown, visible=True),
+            self._tools.painter: gr.update(visible=masked and shown is not None),
+            outputs.status: paragraphs(*notices),
+        }
+
+    def noise(self, given: dict[Any, Any]) -> Any:
+        """Suggest a noise level: a degraded photo's own, or that of the damage to be simulated."""
+        fields = self._settings
+        if given[fields.source] == CLEAN or given[fields.photo] is None:
+            return TASKS[given[fields.task]].degradation.noise_sigma
+        try:
+            level = estimate_noise(images.load_image(given[fields.photo]).pixels)
+        except SiloError:
+            return gr.skip()  # `show` tells what is wrong with the file
+        return min(MAX_NOISE, round(level / NOISE_STEP) * NOISE_STEP)
+
+    def blank_canvas(self, path: str | None) -> Image.Image | None:
+        """The photo to paint on; none for a file that is no picture, of which `show` tells."""
+        try:
+            return None if path is None else view(images.load_image(path).pixels)
+        except SiloError:
+            return None
+
+    def load_mask(self, path: str, photo: str) -> dict[str, Any]:
+        """Paint a mask file."""
+        try:
+            return mask_painter.paint_mask_file(path, photo)
+        except SiloError as error:
+            raise one_sentence(error) from error
+
+    def invert_mask(self, canvas: dict[str, Any] | None, photo: str) -> dict[str, Any]:
+        """Paint what is free, and free what is painted."""
+        try:
+            return mask_painter.invert(canvas, photo)
+        except SiloError as error:
+            raise one_sentence(error) from error
+
+    def choose_example(self, index: int, task: str) -> tuple[str, str, float]:
+        """Take an example: the file, that it is clean, and the noise that `task` adds."""
+        name = EXAMPLES[index]
+        example = example_photo(name, self._restorer().prior.native_size)
+        cache = self._settings.photo.GRADIO_CACHE
+        path = save_pil_to_cache(example, cache, name, "png")
+        return path, CLEAN, TASKS[task].degradation.noise_sigma
+
+    def reuse(self, path: str) -> dict[Any, Any]:
+        """Fill the fields in with the settings that an earlier result carries."""
+        fields = self._settings
+        try:
+            saved = read_settings(path)
+            request = saved.request
+            if request.task not in [value for _, value in fields.task.choices]:
+                raise BadRequest(f"The page has no operator for the task {request.task} yet.")
+            usual = self._restorer().parameters(
+                RestorationRequest(
+                    request.task, request.image, simulate=True, steps=request.effective_steps
+                )
+            )["eta"]
+        except SiloError as error:
+            raise one_sentence(error) from error
+        assert request.eta is not None, "read_settings asks for it"
+        values = {
+            fields.task: request.task,
+            fields.source: CLEAN if saved.simulate else DEGRADED,
+            fields.faithfulness: round(request.eta / usual, 6),
+            fields.steps: request.effective_steps,
+            fields.noise_sigma: request.effective_noise_sigma,
+            fields.prompt: request.prompt,
+            fields.negative_prompt: request.negative_prompt,
+            fields.guidance_scale: request.guidance_scale,
+            fields.samples: request.samples,
+            fields.seed: request.seed,
+        }
+        for field, value in values.items():
+            if isinstance(field, gr.Slider) and not field.minimum <= value <= field.maximum:
+                raise gr.Error(
+                    f"{field.label}: {value:g} is beyond what the page offers.",
+                    print_exception=False,
+                )
+        gr.Info("The settings are filled in; add the photo, and the mask if there was one.")
+        return values
+
+    @staticmethod
+    def new_seed() -> int:
+        """Draw a seed."""
+        return secrets.randbelow(SEEDS)

@@ -1,0 +1,147 @@
+"""Restore and Stop: from the fields to a request, from its steps to what the page shows."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+import spaces
+
+from operators.errors import OperatorError
+from silo import images
+from silo.errors import BadRequest, SiloError
+from silo.request import RestorationRequest
+from silo.restorer import Restorer, Result
+from silo.ui.errors import one_sentence
+from silo.ui.inputs import CLEAN, Settings
+from silo.ui.mask_painter import painted_mask, view, wants_mask
+from silo.ui.outputs import Outputs, cache_folder
+from silo.ui.results import save_all, save_result, save_uncertainty
+from silo.ui.running import Run, Runs
+from silo.ui.wording import Frame, paragraphs, preset_choices, stopped, summary
+
+PICTURE_PERIOD = 0.7  # seconds between two clean estimates on the page
+STOP_PATIENCE = 30  # seconds; one step of the largest prior on a slow machine
+
+
+def gpu_seconds(request: RestorationRequest) -> int:
+    """Return the seconds to ask of ZeroGPU: Stable Diffusion takes 0.15 s a step on its GPUs."""
+    return round(20 + 0.2 * request.effective_steps * request.samples)
+
+
+class Restoring:
+    """The handlers of Restore and Stop."""
+
+    def __init__(
+        self, restorer_factory: Callable[[], Restorer], settings: Settings, outputs: Outputs
+    ) -> None:
+        """Restore with what `restorer_factory` gives, which is first called when it is needed."""
+        self.runs = Runs()
+        self.seconds_per_step: float | None = None
+        self._restorer, self._settings, self._outputs = restorer_factory, settings, outputs
+
+        @spaces.GPU(duration=gpu_seconds)
+        def frames(request: RestorationRequest) -> Iterator[Frame | Result]:
+            picture_due = 0.0
+            try:
+                for event in restorer_factory().restore(request):
+                    if isinstance(event, Result):
+                        yield event
+                        continue
+                    estimate = None
+                    if time.monotonic() >= picture_due:
+                        estimate = event.preview()
+                        picture_due = time.monotonic() + PICTURE_PERIOD
+                    yield Frame(event.step, event.total, event.seconds_left, estimate)
+            except (SiloError, OperatorError) as error:
+                raise one_sentence(error) from error
+
+        self._frames = frames
+
+    def restore(self, given: dict[Any, Any], visit: gr.Request) -> Iterator[dict[Any, Any]]:
+        """Restore what the fields say; yields what to show."""
+        outputs = self._outputs
+        try:
+            request = self._read(given)
+            restorer = self._restorer()
+            measured = restorer.measure(request)
+            parameters = restorer.parameters(request)
+        except (SiloError, OperatorError) as error:
+            raise one_sentence(error) from error
+        before = measured.fit.undo(measured.full_size)
+        run = Run(parameters, before, request.effective_steps)
+        with self.runs.begin(visit.session_hash or "", run):
+            yield {
+                **outputs.hidden(),
+                outputs.picture: gr.Image(view(before), visible=True),
+                outputs.status: paragraphs("Starting."),
+            }
+            for event in self._frames(request):
+                if isinstance(event, Result):
+                    yield self._finished(event, request)
+                    continue
+                run.note(event)
+                shown = {} if event.picture is None else {outputs.picture: event.picture}
+                yield {outputs.status: event.to_html(), **shown}
+
+    def stop(self, visit: gr.Request) -> dict[Any, Any]:
+        """Show and offer the last clean estimate of the run that was just cut off."""
+        outputs = self._outputs
+        run = self.runs.take(visit.session_hash or "")
+        shown: dict[Any, Any] = {outputs.stop: gr.Button(interactive=False)}
+        if run is None:
+            return {**shown, outputs.status: paragraphs("Stopped before it began.")}
+        run.ended.wait(STOP_PATIENCE)
+        if run.estimate is None:
+            return {**shown, outputs.status: paragraphs("Stopped before the first step.")}
+        step, picture = run.estimate
+        parameters = {**run.parameters, "stopped_after": step}
+        cache = cache_folder(outputs.picture)
+        paths = save_all(run.before, images.from_pil(picture), parameters, cache)
+        sentence = stopped(run.step, run.total, step)
+        return {**shown, **outputs.shown(paths, None), outputs.status: sentence}
+
+    def leave(self, visit: gr.Request) -> None:
+        """Forget a visitor whose page was closed."""
+        self.runs.forget(visit.session_hash or "")
+
+    def presets(self) -> gr.Radio:
+        """Return the presets with what is known of their time here."""
+        return gr.Radio(preset_choices(self.seconds_per_step))
+
+    def _read(self, given: dict[Any, Any]) -> RestorationRequest:
+        fields = self._settings
+        if given[fields.photo] is None:
+            raise BadRequest("Choose a photo or an example first.")
+        image = images.load_image(given[fields.photo]).pixels
+        simulate = given[fields.source] == CLEAN
+        mask = None
+        if wants_mask(given[fields.task], simulate):
+            mask = painted_mask(given[fields.canvas], (image.shape[-2], image.shape[-1]))
+        request = RestorationRequest(
+            task=given[fields.task],
+            image=image,
+            simulate=simulate,
+            mask=mask,
+            prompt=given[fields.prompt] or "",  # None until its panel was opened
+            negative_prompt=given[fields.negative_prompt] or "",
+            guidance_scale=given[fields.guidance_scale],
+            preset=given[fields.preset],
+            steps=given[fields.steps],
+            noise_sigma=given[fields.noise_sigma],
+            samples=given[fields.samples],
+            seed=given[fields.seed],
+        )
+        eta = self._restorer().parameters(request)["eta"]
+        return replace(request, eta=given[fields.faithfulness] * eta)
+
+    def _finished(self, result: Result, request: RestorationRequest) -> dict[Any, Any]:
+        self.seconds_per_step = result.seconds / request.effective_steps / request.samples
+        cache = cache_folder(self._outputs.picture)
+        uncertainty = None if request.samples == 1 else save_uncertainty(result.images, cache)
+        return {
+            **self._outputs.shown(save_result(result, cache), uncertainty),
+            self._outputs.status: summary(result, request),
+            self._settings.preset: self.presets(),
+        }

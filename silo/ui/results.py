@@ -1,0 +1,71 @@
+"""What remains of a restoration: PNG files with the parameters inside, and where samples differ."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from silo import images
+from silo.restorer import Result
+
+# Dark to bright, the lightness growing evenly: readable in grey and without seeing red or green.
+_RAMP = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)]) / 255
+
+
+def new_folder(cache: Path) -> Path:
+    """Make a folder in gradio's cache, which cleans it up by itself."""
+    cache.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(dir=cache))
+
+
+def save_all(
+    before: Tensor, restored: Tensor, parameters: Mapping[str, Any], cache: Path
+) -> list[str]:
+    """Write the measurement, then every sample, as PNG files with the parameters inside.
+
+    Args:
+        before: (1, 3, H, W), the measurement as large as the restoration.
+        restored: (B, 3, H, W), the samples.
+        parameters: those of `Restorer.parameters`; each sample's file says which it is.
+        cache: where the files go.
+    """
+    folder, task = new_folder(cache), parameters["task"]
+    paths = [folder / f"{task}-before.png"]
+    images.save_png(paths[0], before, parameters)
+    for index, image in enumerate(restored):
+        paths.append(folder / f"{task}-seed-{parameters['seed'] + index}.png")
+        images.save_png(paths[-1], image, {**parameters, "sample": index})
+    return [str(path) for path in paths]
+
+
+def save_result(result: Result, cache: Path) -> list[str]:
+    """Write what a finished restoration gave; see `save_all`."""
+    return save_all(result.measurement, result.images, result.parameters, cache)
+
+
+def deviation(samples: Tensor) -> Tensor:
+    """Return the standard deviation over samples (B, 3, H, W) at each pixel, (1, 1, H, W).
+
+    It is that of pictures in [0, 1], the root mean square over the three colours.
+    """
+    return (samples / 2).var(0, keepdim=True, unbiased=False).mean(1, keepdim=True).sqrt()
+
+
+def save_uncertainty(samples: Tensor, cache: Path) -> tuple[str, float]:
+    """Write a map of where samples (B, 3, H, W) differ; bright is where they differ most.
+
+    Returns:
+        The file, and the standard deviation that is brightest, for pictures in [0, 1].
+    """
+    spread = deviation(samples)[0, 0]
+    largest = float(spread.max())
+    position = (spread / max(largest, 1e-12)).numpy()
+    stops = np.linspace(0, 1, len(_RAMP))
+    colours = np.stack([np.interp(position, stops, channel) for channel in _RAMP.T])
+    path = new_folder(cache) / "uncertainty.png"
+    images.save_png(path, torch.from_numpy(colours * 2 - 1).float())
+    return str(path), largest

@@ -1,0 +1,67 @@
+"""The settings of an earlier result, read from its PNG: somebody's file, so nothing is believed."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from silo.errors import BadRequest
+from silo.images import read_parameters
+from silo.request import RestorationRequest
+
+MAX_PROMPT = 1000  # characters
+_PLACEHOLDER = torch.zeros(1, 3, 8, 8)  # settings are checked with a request, which has a picture
+_TYPES: dict[str, type] = {
+    "task": str,
+    "simulate": bool,
+    "steps": int,
+    "eta": float,
+    "noise_sigma": float,
+    "prompt": str,
+    "negative_prompt": str,
+    "guidance_scale": float,
+    "samples": int,
+    "seed": int,
+}
+
+
+@dataclass(frozen=True)
+class SavedSettings:
+    """What a result says about how it came about.
+
+    Attributes:
+        request: its settings, with a placeholder for the picture.
+        simulate: whether the picture was degraded first.
+    """
+
+    request: RestorationRequest
+    simulate: bool
+
+
+def read_settings(path: str) -> SavedSettings:
+    """Read and check the parameters that a result's PNG carries.
+
+    Raises:
+        BadImage: not a picture.
+        BadRequest: it carries no settings, or values that no restoration can have.
+    """
+    found = read_parameters(path)
+    if found is None:
+        raise BadRequest("This picture carries no settings: choose a PNG that was downloaded here.")
+    values = {name: _value(found, name, kind) for name, kind in _TYPES.items()}
+    if max(len(values["prompt"]), len(values["negative_prompt"])) > MAX_PROMPT:
+        raise BadRequest(f"The prompt in this file is longer than {MAX_PROMPT} characters.")
+    simulate = values.pop("simulate")
+    # Checked as simulated in any case: only then the placeholder needs no mask.
+    return SavedSettings(RestorationRequest(image=_PLACEHOLDER, simulate=True, **values), simulate)
+
+
+def _value(found: dict[str, Any], name: str, kind: type) -> Any:
+    value = found.get(name)
+    if kind is float and type(value) is int and abs(value) < 2**53:
+        value = float(value)
+    if type(value) is not kind:
+        raise BadRequest(
+            f"The settings in this file are damaged: {name} is missing or not of its kind."
+        )
+    return value

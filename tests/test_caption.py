@@ -1,0 +1,114 @@
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tokenizers import pre_tokenizers
+from transformers import Qwen2Tokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from silo import caption, hub
+from silo.caption import MAX_TOKENS, MODELS, Captioner
+from silo.errors import CannotCaption
+
+MARKS = [
+    *("<|im_start|>", "<|im_end|>", "<|endoftext|>"),
+    *("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen2-VL of random weights whose tokens are bytes."""
+    folder = tmp_path_factory.mktemp("qwen")
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate(letters + MARKS)}
+    tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=[])
+    tokenizer.add_special_tokens({"additional_special_tokens": MARKS})
+    tokenizer.save_pretrained(folder)
+    Qwen2VLImageProcessorPil().save_pretrained(folder)
+    size = {"hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
+    wild = {"initializer_range": 0.5}  # else the picture does not sway what is said
+    ends = {"bos_token_id": None, "eos_token_id": vocabulary["<|im_end|>"]}
+    config = Qwen2VLConfig(
+        text_config={
+            **{**size, **ends, **wild, "num_hidden_layers": 1, "intermediate_size": 48},
+            "vocab_size": len(vocabulary),
+            "rope_parameters": {
+                "rope_type": "default",
+                "mrope_section": [2, 3, 3],
+                "rope_theta": 10_000.0,
+            },
+        },
+        vision_config={"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, **wild},
+        image_token_id=vocabulary["<|image_pad|>"],
+        video_token_id=vocabulary["<|video_pad|>"],
+        vision_start_token_id=vocabulary["<|vision_start|>"],
+        vision_end_token_id=vocabulary["<|vision_end|>"],
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        Qwen2VLForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
+def plenty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caption, "free_memory", lambda _: 64 * 2**30)
+
+
+def test_a_photo_is_described_by_what_it_shows(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    plenty(monkeypatch)
+    captioner = Captioner(str(folder))
+    assert not captioner.is_loaded
+    noise = Image.effect_noise((90, 60), 100).convert("RGB")
+    said = captioner.describe(noise)
+    assert 0 < len(said) <= MAX_TOKENS  # a token is a byte here
+    assert captioner.is_loaded
+    assert captioner.describe(noise) == said
+    assert captioner.describe(Image.new("RGB", (90, 60), "red")) != said
+    assert noise.size == (90, 60)
+
+
+def test_it_is_unloaded_when_memory_is_short_and_loaded_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    plenty(monkeypatch)
+    captioner = Captioner(str(folder))
+    photo = Image.new("RGB", (56, 56), "blue")
+    said = captioner.describe(photo)
+    captioner.release_under_pressure()
+    assert captioner.is_loaded
+    monkeypatch.setattr(caption, "free_memory", lambda _: caption.LOW_MEMORY - 1)
+    captioner.release_under_pressure()
+    assert not captioner.is_loaded
+    plenty(monkeypatch)
+    assert captioner.describe(photo) == said
+
+
+def test_a_model_that_does_not_fit_is_not_fetched(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(hub, "snapshot", lambda *_: pytest.fail("nothing may be downloaded"))
+    monkeypatch.setattr(caption, "free_memory", lambda _: MODELS["7b"].size)
+    with pytest.raises(CannotCaption, match=r"needs 17\.5 GB of memory and 15\.5 are free"):
+        Captioner("7b").describe(Image.new("RGB", (8, 8)))
+
+
+def test_without_network_the_reason_is_told(monkeypatch: pytest.MonkeyPatch):
+    plenty(monkeypatch)
+    monkeypatch.setattr(hub, "reachable", lambda: False)
+    with pytest.raises(CannotCaption, match="nobody/qwen.*not in the local cache") as caught:
+        Captioner("nobody/qwen").describe(Image.new("RGB", (8, 8)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_holds_no_model_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    plenty(monkeypatch)
+    with pytest.raises(CannotCaption, match="no Qwen2-VL"):
+        Captioner(str(tmp_path)).describe(Image.new("RGB", (8, 8)))
+
+
+def test_the_environment_names_the_model(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv(caption.MODEL_VARIABLE, raising=False)
+    assert Captioner().name == "2b"
+    monkeypatch.setenv(caption.MODEL_VARIABLE, "7b")
+    assert Captioner().name == "7b"
+    assert all(len(model.revision) == 40 for model in MODELS.values())

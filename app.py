@@ -5,9 +5,11 @@ import spaces  # noqa: F401  # ahead of torch: on ZeroGPU it must be there befor
 # isort: split
 
 import functools
+import importlib.util
 import os
 import sys
 
+from silo.caption import Captioner
 from silo.decoding import MAX_FILE_BYTES
 from silo.devices import pick_device, pick_dtype
 from silo.errors import SiloError
@@ -30,6 +32,11 @@ def load_restorer() -> Restorer:
     return Restorer(prior)
 
 
+def load_captioner() -> Captioner:
+    """Make the captioner, which loads its model when it is first asked to describe a photo."""
+    return Captioner(device=pick_device())
+
+
 def main() -> None:
     """Load the model, then serve the page."""
     restorer_factory = functools.cache(load_restorer)
@@ -37,7 +44,7 @@ def main() -> None:
         restorer_factory()
     except SiloError as error:
         sys.exit(str(error))
-    page = build(restorer_factory)
+    page = build(restorer_factory, functools.cache(load_captioner))
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=4, api_open=False)
     page.launch(
         theme=theme(),
@@ -46,6 +53,7 @@ def main() -> None:
         run_history=False,
         ssr_mode=False,
         footer_links=["settings"],
+        mcp_server=importlib.util.find_spec("mcp") is not None,  # there with gradio[mcp]
     )
 
 

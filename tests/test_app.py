@@ -10,6 +10,7 @@ from PIL import Image
 
 from operators.catalog import TASKS, shelf
 from operators.degradation import Degradation
+from silo.caption import Captioner
 from silo.errors import BadMask, BadRequest
 from silo.images import Fit, from_pil, read_parameters, save_png
 from silo.request import PRESETS, RestorationRequest
@@ -41,12 +42,16 @@ def no_restorer() -> Restorer:
     pytest.fail("laying out the page must not load the model")
 
 
+def no_captioner() -> Captioner:
+    pytest.fail("laying out the page must not load the captioner")
+
+
 @pytest.fixture(scope="module")
 def page() -> gr.Blocks:
     """The page, laid out without its model and without network."""
 
     async def lay_out() -> gr.Blocks:
-        return build(no_restorer)
+        return build(no_restorer, no_captioner)
 
     def refuse(*_: object) -> None:
         pytest.fail("laying out the page must not open connections")

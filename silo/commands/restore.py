@@ -15,10 +15,11 @@ from tqdm import tqdm
 
 from operators.catalog import TASKS
 from silo.allocation import keep_freed_memory
+from silo.caption import Captioner
 from silo.decoding import SUFFIXES
 from silo.devices import DTYPES, peak_memory, pick_device, pick_dtype
 from silo.errors import BadImage, BadMask, BadRequest, CannotSave, OutOfMemory
-from silo.images import load_image, read_parameters, save_png
+from silo.images import load_image, read_parameters, save_png, to_pil
 from silo.masks import load_mask
 from silo.metrics import scores
 from silo.prior import load_or_embedded
@@ -47,6 +48,7 @@ def main(argv: list[str]) -> int:
         _say(notice)
     restorer = Restorer(prior, operator=arguments.operator)
     mask = None if arguments.mask is None else load_mask(arguments.mask)
+    captioner = Captioner(device=device) if arguments.caption else None
     failures = []
     for index, (picture, output) in enumerate(zip(pictures, outputs, strict=True)):
         try:
@@ -56,7 +58,7 @@ def main(argv: list[str]) -> int:
                 image=loaded.pixels,
                 simulate=arguments.simulate,
                 mask=mask,
-                prompt=arguments.prompt,
+                prompt=captioner.describe(to_pil(loaded.pixels)) if captioner else arguments.prompt,
                 negative_prompt=arguments.negative_prompt,
                 guidance_scale=arguments.guidance_scale,
                 sampler=arguments.sampler,
@@ -251,7 +253,9 @@ def _parser() -> argparse.ArgumentParser:
         default=True,
         help="with a mask: keep the known pixels as they are",
     )
-    parser.add_argument("--prompt", default="", help="what the picture shows")
+    texts = parser.add_mutually_exclusive_group()
+    texts.add_argument("--prompt", default="", help="what the picture shows")
+    texts.add_argument("--caption", action="store_true", help="let Qwen2-VL write the prompt")
     parser.add_argument("--negative-prompt", default="", help="what it does not show")
     parser.add_argument("--guidance-scale", type=float, default=1.0, help="of the prompt; 1 = none")
     parser.add_argument("--samples", type=int, default=1, help="restorations of each picture")

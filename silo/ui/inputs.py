@@ -49,6 +49,7 @@ class Tools:
     painter: gr.Column
     mask_file: gr.UploadButton
     invert: gr.Button
+    describe: gr.Button
     new_seed: gr.Button
     saved: gr.File
 
@@ -99,6 +100,7 @@ def lay_out() -> tuple[Settings, Tools]:
             elem_id="noise",
         )
         prompt = gr.Textbox(label="What the photo shows (prompt)", elem_id="prompt")
+        describe = gr.Button("Describe the photo", size="sm", elem_id="describe")
         negative_prompt = gr.Textbox(label="What it does not show (negative prompt)")
         guidance_scale = gr.Slider(1, MAX_GUIDANCE, 1, step=0.5, label="Guidance scale (CFG)")
         samples = gr.Slider(
@@ -122,7 +124,7 @@ def lay_out() -> tuple[Settings, Tools]:
         *(task, photo, source, canvas, preset, faithfulness, steps, noise_sigma),
         *(prompt, negative_prompt, guidance_scale, samples, seed),
     )
-    return settings, Tools(examples, painter, mask_file, invert, new_seed, saved)
+    return settings, Tools(examples, painter, mask_file, invert, describe, new_seed, saved)
 
 
 def _painter() -> tuple[gr.Column, gr.ImageEditor, gr.UploadButton, gr.Button]:

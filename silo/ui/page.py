@@ -6,9 +6,10 @@ from typing import Any
 
 import gradio as gr
 
+from silo.caption import Captioner
 from silo.request import PRESETS
 from silo.restorer import Restorer
-from silo.ui import inputs, outputs
+from silo.ui import api, describing, inputs, outputs
 from silo.ui.preparing import Preparing
 from silo.ui.restoring import Restoring
 
@@ -21,8 +22,10 @@ guided by a learned model of the damage.
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
-def build(restorer_factory: Callable[[], Restorer]) -> gr.Blocks:
-    """Lay out and wire the page; `restorer_factory` is called when something needs the model."""
+def build(
+    restorer_factory: Callable[[], Restorer], captioner_factory: Callable[[], Captioner]
+) -> gr.Blocks:
+    """Lay out and wire the page; a factory is called when something needs what it makes."""
     with gr.Blocks(
         title="Restore a photo with SILO", analytics_enabled=False, delete_cache=(HOUR, 4 * HOUR)
     ) as page:
@@ -32,12 +35,14 @@ def build(restorer_factory: Callable[[], Restorer]) -> gr.Blocks:
                 settings, tools = inputs.lay_out()
             with gr.Column(scale=3, min_width=320):
                 shown = outputs.lay_out()
-        restoring = Restoring(restorer_factory, settings, shown)
+        restoring = Restoring(restorer_factory, captioner_factory, settings, shown)
         _wire_preparation(
             Preparing(restorer_factory, settings, tools, shown), settings, tools, shown
         )
         _wire_restoration(restoring, settings, shown)
         page.load(restoring.presets, None, settings.preset, **QUIET)
+        describing.wire(tools.describe, settings.photo, settings.prompt, captioner_factory)
+        api.add(restoring)
         page.unload(restoring.leave)
     return page
 
@@ -109,6 +114,7 @@ def _wire_restoration(
         show_progress_on=shown.status,
         concurrency_limit=1,
         concurrency_id="restore",
+        api_name="restore_on_the_page",  # programs have /restore
         api_visibility="private",
     )
     for ended in (restoration.success, restoration.failure):

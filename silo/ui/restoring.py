@@ -10,6 +10,7 @@ import spaces
 
 from operators.errors import OperatorError
 from silo import images
+from silo.caption import Captioner
 from silo.errors import BadRequest, SiloError
 from silo.request import RestorationRequest
 from silo.restorer import Restorer, Result
@@ -31,18 +32,29 @@ def gpu_seconds(request: RestorationRequest) -> int:
 
 
 class Restoring:
-    """The handlers of Restore and Stop."""
+    """The handlers of Restore and Stop.
+
+    Attributes:
+        frames: runs a request: yields a `Frame` after every step, then the `Result`.
+        runs: what is being restored for whom.
+        seconds_per_step: of the last restoration; None before the first.
+    """
 
     def __init__(
-        self, restorer_factory: Callable[[], Restorer], settings: Settings, outputs: Outputs
+        self,
+        restorer_factory: Callable[[], Restorer],
+        captioner_factory: Callable[[], Captioner],
+        settings: Settings,
+        outputs: Outputs,
     ) -> None:
-        """Restore with what `restorer_factory` gives, which is first called when it is needed."""
+        """Restore with what the factories give; they are first called when it is needed."""
         self.runs = Runs()
         self.seconds_per_step: float | None = None
         self._restorer, self._settings, self._outputs = restorer_factory, settings, outputs
 
         @spaces.GPU(duration=gpu_seconds)
         def frames(request: RestorationRequest) -> Iterator[Frame | Result]:
+            captioner_factory().release_under_pressure()
             picture_due = 0.0
             try:
                 for event in restorer_factory().restore(request):
@@ -57,7 +69,7 @@ class Restoring:
             except (SiloError, OperatorError) as error:
                 raise one_sentence(error) from error
 
-        self._frames = frames
+        self.frames = frames
 
     def restore(self, given: dict[Any, Any], visit: gr.Request) -> Iterator[dict[Any, Any]]:
         """Restore what the fields say; yields what to show."""
@@ -77,7 +89,7 @@ class Restoring:
                 outputs.picture: gr.Image(view(before), visible=True),
                 outputs.status: paragraphs("Starting."),
             }
-            for event in self._frames(request):
+            for event in self.frames(request):
                 if isinstance(event, Result):
                     yield self._finished(event, request)
                     continue

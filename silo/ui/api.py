@@ -1,0 +1,116 @@
+"""The one endpoint for programs: gradio_client's `/restore`, and a tool of the MCP server."""
+
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+
+from operators.catalog import shelf
+from operators.errors import OperatorError
+from silo import images, masks
+from silo.decoding import SUFFIXES
+from silo.errors import BadRequest, SiloError
+from silo.request import PRESETS, RestorationRequest
+from silo.restorer import Result
+from silo.ui.errors import one_sentence
+from silo.ui.outputs import cache_folder
+from silo.ui.restoring import Restoring
+from silo.ui.results import save_result
+
+Answer = tuple[list[str], dict[str, Any]]
+
+
+def add(restoring: Restoring) -> None:
+    """Add the endpoint to the block that is open; visitors do not see it."""
+    with gr.Column(visible=False):
+        photo = gr.File(label="photo", file_types=list(SUFFIXES))
+        mask = gr.File(label="mask", file_types=list(SUFFIXES))
+        inputs = [
+            photo,
+            gr.Dropdown(sorted({entry.task for entry in shelf()}), label="task"),
+            gr.Checkbox(False, label="simulate"),
+            mask,
+            gr.Radio(list(PRESETS), value="quick", label="preset"),
+            gr.Number(None, label="steps", precision=0),
+            gr.Number(None, label="eta"),
+            gr.Number(None, label="noise_sigma"),
+            gr.Textbox("", label="prompt"),
+            gr.Textbox("", label="negative_prompt"),
+            gr.Number(1, label="guidance_scale"),
+            gr.Number(1, label="samples", precision=0),
+            gr.Number(0, label="seed", precision=0),
+        ]
+        outputs = [gr.File(label="results", file_count="multiple"), gr.JSON(label="parameters")]
+        gr.Button().click(
+            _endpoint(restoring, photo),
+            inputs,
+            outputs,
+            api_name="restore",
+            concurrency_limit=1,
+            concurrency_id="restore",
+        )
+
+
+def _endpoint(restoring: Restoring, component: gr.File) -> Callable[..., Answer]:
+    def restore(
+        photo: str | None,
+        task: str,
+        simulate: bool = False,
+        mask: str | None = None,
+        preset: str = "quick",
+        steps: int | None = None,
+        eta: float | None = None,
+        noise_sigma: float | None = None,
+        prompt: str = "",
+        negative_prompt: str = "",
+        guidance_scale: float = 1.0,
+        samples: int = 1,
+        seed: int = 0,
+    ) -> Answer:
+        """Restore a degraded photo. Faces that come out are plausible, not evidence of identity.
+
+        Args:
+            photo: the picture file: PNG, JPEG, WEBP, BMP, TIFF or GIF of at most 20 MB.
+            task: what degraded it, such as gaussian_blur or super_resolution_x4.
+            simulate: the photo is clean: degrade it first, then restore it.
+            mask: for inpainting tasks, a picture of the photo's size, white where to fill in.
+            preset: quick (50 steps), balanced (100) or paper (1000).
+            steps: denoising steps, 1 to 1000, in place of the preset's.
+            eta: consistency scale in place of the task's; higher keeps closer to the photo.
+            noise_sigma: standard deviation of the photo's noise, where white is 1.
+            prompt: what the photo shows.
+            negative_prompt: what it does not show; needs a guidance scale above 1.
+            guidance_scale: of the prompt, from 1, which is none.
+            samples: how many restorations, each with the next seed.
+            seed: one seed, one picture.
+
+        Returns:
+            The restored pictures as PNG files, and all that is needed to make them again.
+        """
+        try:
+            if photo is None:
+                raise BadRequest("photo is missing: send a picture file.")
+            request = RestorationRequest(
+                task=task,
+                image=images.load_image(photo).pixels,
+                simulate=simulate,
+                mask=None if mask is None else masks.load_mask(mask),
+                prompt=prompt,
+                negative_prompt=negative_prompt,
+                guidance_scale=guidance_scale,
+                preset=preset,
+                steps=steps,
+                eta=eta,
+                noise_sigma=noise_sigma,
+                samples=samples,
+                seed=seed,
+            )
+        except (SiloError, OperatorError) as error:
+            raise one_sentence(error) from error
+        for event in restoring.frames(request):
+            if isinstance(event, Result):
+                _, *restored = save_result(event, cache_folder(component))
+                return restored, event.parameters
+        raise gr.Error("The restoration ended without a result.")
+
+    return restore

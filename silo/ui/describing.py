@@ -1,0 +1,44 @@
+"""The button that writes the prompt: what the photo shows, in the words of Qwen2-VL."""
+
+from collections.abc import Callable
+
+import gradio as gr
+import spaces
+
+from silo import images
+from silo.caption import Captioner
+from silo.errors import BadRequest, SiloError
+from silo.ui.errors import one_sentence
+from silo.ui.mask_painter import view
+
+GPU_SECONDS = 60  # to ask of ZeroGPU: moving the model there takes most of them
+
+
+def describer(captioner_factory: Callable[[], Captioner]) -> Callable[[str | None], str]:
+    """Return the handler; `captioner_factory` is called when the button is first used."""
+
+    @spaces.GPU(duration=GPU_SECONDS)
+    def describe(path: str | None) -> str:
+        try:
+            if path is None:
+                raise BadRequest("Choose a photo or an example first.")
+            photo = view(images.load_image(path).pixels)
+            return captioner_factory().describe(photo)
+        except SiloError as error:
+            raise one_sentence(error) from error
+
+    return describe
+
+
+def wire(
+    button: gr.Button, photo: gr.File, prompt: gr.Textbox, factory: Callable[[], Captioner]
+) -> None:
+    """Let the button fill the prompt in, where it can be edited."""
+    button.click(
+        describer(factory),
+        photo,
+        prompt,
+        show_progress_on=prompt,
+        concurrency_limit=1,
+        api_visibility="private",
+    )

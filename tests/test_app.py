@@ -274,28 +274,27 @@ def test_a_picture_without_settings_says_so(tmp_path: Path) -> None:
         read_settings(str(tmp_path / "plain.png"))
 
 
-def test_only_a_run_that_was_cut_off_is_kept_for_stop() -> None:
+def test_a_run_is_known_while_it_lasts_and_remembers_its_last_estimate() -> None:
     runs = Runs()
+    run = Run({}, torch.zeros(1, 3, 8, 8), total=3)
 
-    def steps(visitor: str) -> Iterator[int]:
-        run = Run({}, torch.zeros(1, 3, 8, 8), total=3)
-        with runs.begin(visitor, run):
+    def steps() -> Iterator[int]:
+        with runs.begin("visitor", run):
             for step in (1, 2, 3):
                 run.note(Frame(step, 3, 0.0, Image.new("RGB", (8, 8)) if step == 1 else None))
                 yield step
 
-    cut_off = steps("first")
+    cut_off = steps()
     assert [next(cut_off), next(cut_off)] == [1, 2]
-    assert list(steps("second")) == [1, 2, 3]
-    cut_off.close()
-    run = runs.take("first")
-    assert run is not None and run.ended.is_set()
+    assert runs.of("visitor") is run and runs.of("another") is None
+    assert not run.ended.is_set()
+    cut_off.close()  # what gradio does when a tab is closed
+    assert runs.of("visitor") is None and run.ended.is_set()
     assert run.step == 2 and run.estimate is not None and run.estimate[0] == 1
-    assert runs.take("first") is None and len(runs) == 0
 
 
 def test_a_run_that_failed_is_not_kept() -> None:
-    runs = Runs()
-    with pytest.raises(ZeroDivisionError), runs.begin("a", Run({}, torch.zeros(1, 3, 8, 8), 3)):
+    runs, run = Runs(), Run({}, torch.zeros(1, 3, 8, 8), total=3)
+    with pytest.raises(ZeroDivisionError), runs.begin("visitor", run):
         raise ZeroDivisionError
-    assert len(runs) == 0
+    assert runs.of("visitor") is None and run.ended.is_set()

@@ -43,7 +43,6 @@ def build(
         page.load(restoring.presets, None, settings.preset, **QUIET)
         describing.wire(tools.describe, settings.photo, settings.prompt, captioner_factory)
         api.add(restoring)
-        page.unload(restoring.leave)
     return page
 
 

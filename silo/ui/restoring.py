@@ -94,29 +94,26 @@ class Restoring:
                     yield self._finished(event, request)
                     continue
                 run.note(event)
+                if run.stopping.is_set():
+                    run.kept = self._keep(run)
+                    yield self._stopped(run, run.kept)
+                    return
                 shown = {} if event.picture is None else {outputs.picture: event.picture}
                 yield {outputs.status: event.to_html(), **shown}
 
     def stop(self, visit: gr.Request) -> dict[Any, Any]:
-        """Show and offer the last clean estimate of the run that was just cut off."""
-        outputs = self._outputs
-        run = self.runs.take(visit.session_hash or "")
-        shown: dict[Any, Any] = {outputs.stop: gr.Button(interactive=False)}
-        if run is None:
-            return {**shown, outputs.status: paragraphs("Stopped before it began.")}
-        run.ended.wait(STOP_PATIENCE)
-        if run.estimate is None:
-            return {**shown, outputs.status: paragraphs("Stopped before the first step.")}
-        step, picture = run.estimate
-        parameters = {**run.parameters, "stopped_after": step}
-        cache = cache_folder(outputs.picture)
-        paths = save_all(run.before, images.from_pil(picture), parameters, cache)
-        sentence = stopped(run.step, run.total, step)
-        return {**shown, **outputs.shown(paths, None), outputs.status: sentence}
+        """End the visitor's run after its step, and show what it reached.
 
-    def leave(self, visit: gr.Request) -> None:
-        """Forget a visitor whose page was closed."""
-        self.runs.forget(visit.session_hash or "")
+        The page takes a run that still waits for its turn out of the queue, but only after this.
+        """
+        outputs = self._outputs
+        disabled = {outputs.stop: gr.Button(interactive=False)}
+        run = self.runs.of(visit.session_hash or "")
+        if run is None:
+            return {**disabled, outputs.status: paragraphs("Stopped before it began.")}
+        run.stopping.set()
+        run.ended.wait(STOP_PATIENCE)
+        return disabled if run.kept is None else {**disabled, **self._stopped(run, run.kept)}
 
     def presets(self) -> gr.Radio:
         """Return the presets with what is known of their time here."""
@@ -157,3 +154,15 @@ class Restoring:
             self._outputs.status: summary(result, request),
             self._settings.preset: self.presets(),
         }
+
+    def _keep(self, run: Run) -> list[str]:
+        assert run.estimate is not None, "a run decodes its first estimate"
+        step, picture = run.estimate
+        parameters = {**run.parameters, "stopped_after": step}
+        cache = cache_folder(self._outputs.picture)
+        return save_all(run.before, images.from_pil(picture), parameters, cache)
+
+    def _stopped(self, run: Run, paths: list[str]) -> dict[Any, Any]:
+        assert run.estimate is not None, "a run decodes its first estimate"
+        sentence = stopped(run.step, run.total, run.estimate[0])
+        return {**self._outputs.shown(paths, None), self._outputs.status: sentence}

@@ -1,4 +1,4 @@
-"""What is being restored for each visitor, so that Stop can keep what there is."""
+"""What is being restored for each visitor, so that Stop can end it and keep what there is."""
 
 import threading
 from collections.abc import Iterator
@@ -22,6 +22,8 @@ class Run:
         total: how many steps it has.
         step: how many are done.
         estimate: the last clean estimate that was decoded, and after which step.
+        kept: the files of a run that was stopped: the measurement's and the estimate's.
+        stopping: set to end it after the step under way.
         ended: set when nothing is computed any more.
     """
 
@@ -30,6 +32,8 @@ class Run:
     total: int
     step: int = 0
     estimate: tuple[int, Image.Image] | None = None
+    kept: list[str] | None = None
+    stopping: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
 
     def note(self, frame: Frame) -> None:
@@ -40,7 +44,7 @@ class Run:
 
 
 class Runs:
-    """The last run of each visitor, until it is finished, taken or the visitor leaves."""
+    """The run of each visitor, while it lasts."""
 
     def __init__(self) -> None:
         """Begin with none."""
@@ -48,28 +52,15 @@ class Runs:
 
     @contextmanager
     def begin(self, visitor: str, run: Run) -> Iterator[Run]:
-        """Keep `run` while it lasts, and beyond when it is cut off (`GeneratorExit`)."""
+        """Keep `run` until the block is left, however that happens."""
         self._of[visitor] = run
         try:
             yield run
-        except GeneratorExit:
-            raise
-        except BaseException:
-            self.forget(visitor)
-            raise
-        else:
-            self.forget(visitor)
         finally:
+            if self._of.get(visitor) is run:
+                del self._of[visitor]
             run.ended.set()
 
-    def take(self, visitor: str) -> Run | None:
-        """Hand over and forget what was being restored for the visitor, if anything was."""
-        return self._of.pop(visitor, None)
-
-    def forget(self, visitor: str) -> None:
-        """Drop the visitor's run."""
-        self._of.pop(visitor, None)
-
-    def __len__(self) -> int:
-        """Return for how many visitors something is kept."""
-        return len(self._of)
+    def of(self, visitor: str) -> Run | None:
+        """Return what is being restored for the visitor, None for nothing."""
+        return self._of.get(visitor)

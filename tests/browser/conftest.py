@@ -1,20 +1,13 @@
-"""A browser, and the page served by the real app with the embedded prior."""
+"""A browser with the page opened."""
 
 import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-ROOT = Path(__file__).parents[2]
 PATIENCE = 180  # seconds; a busy machine may need them
 CHROMIUM_FLAGS = [
     "--no-sandbox",
@@ -40,47 +33,8 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(scope="module")
-def address(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where the app is served; it asks for the browser, so that nothing starts without one."""
-    folder = tmp_path_factory.mktemp("app")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {
-        **os.environ,
-        "GRADIO_SERVER_NAME": "127.0.0.1",
-        "GRADIO_SERVER_PORT": str(port),
-        "GRADIO_TEMP_DIR": str(folder / "cache"),
-        "HF_HUB_OFFLINE": "1",
-    }
-    url = f"http://127.0.0.1:{port}"
-    with (folder / "log").open("w") as log:
-        app = subprocess.Popen(
-            [sys.executable, "app.py"], cwd=ROOT, env=environment, stdout=log, stderr=log
-        )
-        try:
-            deadline = time.monotonic() + PATIENCE
-            while not answers(url):
-                if app.poll() is not None or time.monotonic() > deadline:
-                    pytest.fail(f"the app does not serve: {(folder / 'log').read_text()}")
-                time.sleep(0.2)
-            yield url
-        finally:
-            app.terminate()
-            app.wait()
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5):
-            return True
-    except (urllib.error.URLError, TimeoutError):
-        return False
-
-
 @pytest.fixture
-def page(browser: Browser, address: str, request: pytest.FixtureRequest) -> Iterator[Page]:
+def page(browser: Browser, app: Any, request: pytest.FixtureRequest) -> Iterator[Page]:
     """The page, opened; no test may make the browser ask another host for anything."""
     width, height = getattr(request, "param", (1366, 768))
     context = browser.new_context(viewport={"width": width, "height": height})
@@ -89,11 +43,11 @@ def page(browser: Browser, address: str, request: pytest.FixtureRequest) -> Iter
     foreign: list[str] = []
 
     def note(url: str) -> None:
-        if not url.startswith((address, "data:", "blob:")):
+        if not url.startswith((app.url, "data:", "blob:")):
             foreign.append(url)
 
     page.on("request", lambda sent: note(sent.url))
-    page.goto(address)
+    page.goto(app.url)
     page.locator("#restore").wait_for()
     yield page
     context.close()

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Request, expect
 
 from silo.images import read_parameters
 
 PATIENCE = 60_000  # milliseconds
+PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 FINISHED = re.compile(r"Done\. Seed \d+")
 
 
@@ -201,9 +202,8 @@ def test_stop_while_waiting_for_another_visitor(page: Page) -> None:
     expect(second.locator("#status")).to_have_text(FINISHED, timeout=PATIENCE)
 
 
-def test_what_is_painted_is_filled_in(page: Page) -> None:
-    choose_task(page, "inpainting free")
-    choose_example(page)
+def paint(page: Page) -> None:
+    """Paint a stroke over the middle of the canvas."""
     surface = page.locator("#canvas canvas").first
     expect(surface).to_be_visible(timeout=PATIENCE)
     surface.scroll_into_view_if_needed()
@@ -214,6 +214,19 @@ def test_what_is_painted_is_filled_in(page: Page) -> None:
     page.mouse.down()
     page.mouse.move(middle_x + 40, middle_y, steps=10)
     page.mouse.up()
+
+
+def test_what_is_painted_is_filled_in_as_from_a_mask_file(page: Page, tmp_path: Path) -> None:
+    choose_task(page, "inpainting free")
+    choose_example(page)
+    paint(page)
+    layers: list[bytes] = []
+
+    def note(sent: Request) -> None:
+        if "/upload" in sent.url and sent.post_data_buffer:
+            layers.extend(pngs_in(sent.post_data_buffer))
+
+    page.on("request", note)
     restore(page, steps=2)
     expect(page.locator("#status")).to_have_text(FINISHED, timeout=PATIENCE)
     source = page.locator("#comparison img[src*=before]").get_attribute("src")
@@ -223,6 +236,69 @@ def test_what_is_painted_is_filled_in(page: Page) -> None:
         corner = degraded.getpixel((2, 2))
     assert centre == pytest.approx((127, 127, 127), abs=20)  # a hole: grey, but for the noise
     assert corner != pytest.approx((127, 127, 127), abs=20)
+    brushed = downloaded(page, tmp_path)
+
+    mask = tmp_path / "mask.png"
+    holes = [alpha for alpha in map(painted_in, layers) if alpha.getextrema() == (0, 255)]
+    holes[-1].point(lambda opacity: 255 * (opacity >= 128)).save(mask)
+    page.reload()
+    choose_task(page, "inpainting free")
+    choose_example(page)
+    expect(page.locator("#canvas canvas").first).to_be_visible(timeout=PATIENCE)
+    with page.expect_file_chooser() as chooser:
+        page.locator("#mask-file").click()
+    chooser.value.set_files(mask)
+    page.wait_for_timeout(1500)  # the canvas tells nobody when it has drawn a layer
+    restore(page, steps=2)
+    expect(page.locator("#status")).to_have_text(FINISHED, timeout=PATIENCE)
+    (tmp_path / "uploaded").mkdir()
+    assert pixels(downloaded(page, tmp_path / "uploaded")) == pixels(brushed)
+
+
+def pngs_in(body: bytes) -> list[bytes]:
+    """Return the PNG files in a form that was posted."""
+    return [PNG_START + part.split(PNG_END)[0] + PNG_END for part in body.split(PNG_START)[1:]]
+
+
+def painted_in(layer: bytes) -> Image.Image:
+    """Return the opacity of an editor's layer."""
+    with Image.open(BytesIO(layer)) as image:
+        return image.convert("RGBA").getchannel("A")
+
+
+def test_a_closed_tab_frees_its_place(page: Page) -> None:
+    leaving = page.context.new_page()
+    leaving.goto(page.url)
+    choose_example(leaving)
+    restore(leaving, steps=1000)
+    expect(leaving.locator("#status progress")).to_be_visible(timeout=PATIENCE)
+    choose_example(page)
+    restore(page, steps=2)
+    leaving.close()
+    expect(page.locator("#status")).to_have_text(FINISHED, timeout=PATIENCE)
+
+
+def test_two_tabs_do_not_mix_their_pictures(page: Page, tmp_path: Path) -> None:
+    second = page.context.new_page()
+    second.goto(page.url)
+    for tab, example, seed in ((page, 0, 21), (second, 2, 22)):
+        choose_example(tab, example)
+        restore(tab, steps=2, seed=seed)
+    for tab, name, seed in ((page, "astronaut", 21), (second, "coffee", 22)):
+        expect(tab.locator("#status")).to_have_text(FINISHED, timeout=PATIENCE)
+        expect(tab.locator("#photo")).to_contain_text(name)
+        parameters = read_parameters(downloaded(tab, tmp_path))
+        assert parameters is not None and parameters["seed"] == seed
+
+
+def test_describing_says_why_it_cannot(page: Page) -> None:
+    choose_example(page)
+    page.locator("#advanced > button").click()
+    page.locator("#describe").click()
+    toast = page.get_by_test_id("toast-body")
+    reason = re.compile(r"not in the local cache|Describing needs [\d.]+ GB")
+    expect(toast).to_contain_text(reason, timeout=PATIENCE)
+    expect(page.locator("body")).not_to_contain_text("Traceback")
 
 
 @pytest.mark.parametrize("page", [(390, 844)], indirect=True, ids=["phone"])

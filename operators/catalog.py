@@ -63,6 +63,17 @@ def get_task(name: str) -> Task:
     return TASKS[name]
 
 
+def own_task(name: str, degradation: Degradation) -> Task:
+    """A task of one's own, with the paper's consistency scale for such a degradation.
+
+    Raises:
+        OperatorError: the catalog has a task of that name.
+    """
+    if name in TASKS:
+        raise OperatorError(f"{name} is a task of the catalog: give your degradation another name.")
+    return Task(name, name, degradation, 1.0 if degradation.needs_mask else 0.5)
+
+
 @dataclass(frozen=True)
 class ShelfEntry:
     """A trained operator that ships with the repository or was downloaded beside those."""

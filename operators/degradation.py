@@ -6,8 +6,11 @@ from types import MappingProxyType
 from typing import Any
 
 from operators.errors import OperatorError
+from operators.function import FUNCTION, FunctionOperator
 from operators.pixel import KINDS
 from operators.pixel_operator import PixelOperator, Range
+
+_CLASSES: Mapping[str, type[PixelOperator]] = {**KINDS, FUNCTION: FunctionOperator}
 
 
 @dataclass(frozen=True)
@@ -15,7 +18,7 @@ class Degradation:
     """How a picture was degraded: y = A(x) + n.
 
     Attributes:
-        kind: which A, a key of `operators.pixel.KINDS`.
+        kind: which A, a key of `operators.pixel.KINDS`, or "function" for one's own.
         parameters: the parameters of A; defaults are filled in, and the mapping is read-only.
         noise_sigma: standard deviation of n for images in [0, 1] (twice that in [-1, 1]), 0 to 1.
 
@@ -24,18 +27,16 @@ class Degradation:
     """
 
     kind: str
-    parameters: Mapping[str, float | int] = field(default_factory=dict)
+    parameters: Mapping[str, float | int | str] = field(default_factory=dict)
     noise_sigma: float = 0.01
 
     def __post_init__(self) -> None:
         """Check every value and fill in the defaults of the parameters."""
-        if not isinstance(self.kind, str) or self.kind not in KINDS:
+        if not isinstance(self.kind, str) or self.kind not in _CLASSES:
             raise OperatorError(f"Unknown kind {self.kind!r}: choose one of {', '.join(KINDS)}.")
         if not isinstance(self.parameters, Mapping):
-            raise OperatorError(
-                f"parameters must map names to numbers, not be {self.parameters!r}."
-            )
-        declared = fields(KINDS[self.kind])
+            raise OperatorError(f"parameters must map names to values, not be {self.parameters!r}.")
+        declared = fields(_CLASSES[self.kind])
         known = ", ".join(each.name for each in declared) or "no parameters"
         names = {each.name for each in declared}
         for name in self.parameters:
@@ -44,7 +45,7 @@ class Degradation:
         for each in declared:
             if each.default is MISSING and each.name not in self.parameters:
                 raise OperatorError(f"{self.kind} needs the parameter {each.name!r}.")
-        operator = KINDS[self.kind](**self.parameters)
+        operator = self.operator()
         complete = {each.name: getattr(operator, each.name) for each in declared}
         object.__setattr__(self, "parameters", MappingProxyType(complete))
         noise_sigma = Range(0.0, 1.0).check("noise_sigma", self.noise_sigma, float)
@@ -83,9 +84,20 @@ class Degradation:
             raise OperatorError(f"The kind is missing: choose one of {', '.join(KINDS)}.")
         return cls(**description)
 
+    @property
+    def needs_mask(self) -> bool:
+        """Whether A hides pixels, and a mask says which."""
+        return _CLASSES[self.kind].needs_mask
+
+    @property
+    def linear(self) -> bool:
+        """Whether A is linear, so that it has an adjoint."""
+        return _CLASSES[self.kind].linear
+
     def operator(self) -> PixelOperator:
         """The pixel-space operator A, without the noise."""
-        return KINDS[self.kind](**self.parameters)
+        parameters: dict[str, Any] = dict(self.parameters)
+        return _CLASSES[self.kind](**parameters)
 
     def with_noise(self, noise_sigma: float) -> "Degradation":
         """The same A with another noise level, in [0, 1] units."""

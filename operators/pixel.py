@@ -50,8 +50,8 @@ def measure(
     Args:
         x: clean images (B, 3, H, W) in [-1, 1].
         degradation: A and `noise_sigma` in [0, 1] units, whence the factor 2.
-        generator: CPU generator; or one for each image, which makes an image's noise independent of
-            its place in the batch. A single one serves the images in turn.
+        generator: CPU generator; or one for each image, which makes what is drawn for an image
+            independent of its place in the batch. A single one serves the images in turn.
         mask: as in `PixelOperator.forward`; noise is added to the hole, too.
 
     Returns:
@@ -60,12 +60,17 @@ def measure(
     Raises:
         OperatorError: as in `PixelOperator.forward`, or the wrong number of generators.
     """
-    y = degradation.operator().forward(x, mask)
-    generators = [generator] * len(y) if isinstance(generator, torch.Generator) else generator
-    if len(generators) != len(y):
+    operator = degradation.operator()
+    generators = [generator] * len(x) if isinstance(generator, torch.Generator) else generator
+    if len(generators) != len(x):
         raise OperatorError(
-            f"Pass one generator for each of the {len(y)} images, not {len(generators)}."
+            f"Pass one generator for each of the {len(x)} images, not {len(generators)}."
         )
+    if operator.random:
+        pairs = zip(x, generators, strict=True)
+        y = torch.cat([operator.forward(image[None], None, each) for image, each in pairs])
+    else:
+        y = operator.forward(x, mask)
     # Drawn on the CPU in one type and image by image: one seed, one picture, on every device.
     noise = torch.stack([torch.randn(y.shape[1:], generator=each) for each in generators])
     return y + 2 * degradation.noise_sigma * noise.to(y)

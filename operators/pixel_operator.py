@@ -1,5 +1,6 @@
 """The base class of every pixel-space degradation A, and the declaration of its parameters."""
 
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
@@ -35,6 +36,23 @@ class Range:
         return number(value)
 
 
+@dataclass(frozen=True)
+class Text:
+    """The texts a parameter may be: `Annotated[str, Text("[a-z]+")]`, a pattern for the whole."""
+
+    pattern: str
+
+    def check(self, name: str, value: Any, kind: type) -> str:
+        """Return `value`.
+
+        Raises:
+            OperatorError: it is no text that the pattern matches; names the parameter.
+        """
+        if not isinstance(value, str) or not re.fullmatch(self.pattern, value):
+            raise OperatorError(f"{name} must be a text like {self.pattern}, not {value!r}.")
+        return value
+
+
 def check_images(images: Tensor) -> None:
     """Raise OperatorError unless `images` is a floating-point tensor (B, 3, H, W)."""
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
@@ -47,8 +65,9 @@ def check_images(images: Tensor) -> None:
 class PixelOperator(ABC):
     """A noiseless degradation A of images (B, 3, H, W) in [-1, 1].
 
-    A subclass is a frozen dataclass whose fields are its parameters, each annotated with a `Range`;
-    values outside it raise OperatorError. It implements `_apply` and, when linear, `_transpose`.
+    A subclass is a frozen dataclass whose fields are its parameters, each annotated with a `Range`
+    or a `Text`; other values raise OperatorError. It implements `_apply` and, when linear,
+    `_transpose`.
     """
 
     linear: ClassVar[bool] = True
@@ -64,17 +83,28 @@ class PixelOperator(ABC):
             object.__setattr__(self, parameter.name, value)
 
     @property
+    def random(self) -> bool:
+        """Whether A draws random numbers, apart from a mask, which is passed."""
+        return False
+
+    @property
     def downscale(self) -> int:
         """How many times smaller the sides of y = A(x) are than those of x."""
         return 1
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         """The noiseless measurement A(x), differentiable in x where the maths allows.
 
         Args:
             x: images (B, 3, H, W) in [-1, 1].
             mask: (1 or B, 1, H, W), 1 = known, 0 = hole; for the kinds with `needs_mask`, and only
                 for them.
+            generator: CPU generator for a kind that is `random`; None: one of seed 0.
 
         Returns:
             (B, 3, H / downscale, W / downscale).

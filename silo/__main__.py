@@ -16,7 +16,10 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0 done, 1 some of several failed, 2 an error."""
+    """Run a command; returns the exit code: 0 done, 1 some of several failed, 2 an error.
+
+    A run that a signal stopped at a safe point ends with 130 (Ctrl-C) or 143 (SIGTERM).
+    """
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help"):
         lines = (f"  {name:<16}{what}" for name, (_, what) in COMMANDS.items())
@@ -28,10 +31,13 @@ def main(argv: list[str] | None = None) -> int:
     command = import_module(COMMANDS[name][0])
 
     from operators.errors import OperatorError
-    from silo.errors import SiloError
+    from silo.errors import SiloError, Stopped
 
     try:
         return command.main(rest)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.exit_code
     except (SiloError, OperatorError) as error:
         return _fail(str(error))
     except KeyboardInterrupt:

@@ -42,61 +42,101 @@ def is_held_out(name: str) -> bool:
     return int(hashlib.sha256(group.encode()).hexdigest(), 16) % HELD_OUT_ONE_IN == 0
 
 
-def iterate_photos(folders: list[Path], split: str, min_side: int = 0) -> Iterator[Photo]:
-    """Yield the pictures of `folders` in a fixed order.
+@dataclass(frozen=True)
+class PhotoFile:
+    """Where a picture lies, on its own or inside a tar.
+
+    Attributes:
+        name: the file's, without its suffix.
+        caption: "" where there is none.
+        path: the picture's file, or the tar's.
+        offset: of its first byte in `path`.
+        size: in bytes.
+    """
+
+    name: str
+    caption: str
+    path: Path
+    offset: int
+    size: int
+
+    def load(self, min_side: int = 0) -> Photo:
+        """Decode it; enlarge it where its short side is below `min_side` pixels."""
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            data = io.BytesIO(file.read(self.size))
+        return Photo(self.name, self.caption, _decode(data, min_side))
+
+
+def list_photos(folders: list[Path], split: str) -> list[PhotoFile]:
+    """The pictures of `folders` in a fixed order, none of them read.
 
     Args:
         folders: folders with pictures and/or `*.tar` WebDataset shards; `NAME.txt` beside
             `NAME.webp` is its caption.
         split: "train", "held_out" or "all" (see `is_held_out`).
-        min_side: pictures whose short side is below this many pixels are enlarged to it.
 
     Raises:
-        BadRequest: a folder that does not exist, or no picture anywhere.
+        BadRequest: a folder that does not exist, or no picture of the split anywhere.
     """
     if split not in SPLITS:
         raise BadRequest(f"Unknown split '{split}'; choose one of {', '.join(SPLITS)}.")
-    found = False
+    photos = []
     for folder in folders:
         if not folder.is_dir():
             raise BadRequest(f"There is no folder {folder}; name a folder of pictures or tars.")
-        for name, caption, read in _samples(folder):
-            if split != "all" and is_held_out(name) != (split == "held_out"):
-                continue
-            found = True
-            yield Photo(name, caption, _decode(read, min_side))
-    if not found:
+        photos += [
+            photo
+            for photo in _photo_files(folder)
+            if split == "all" or is_held_out(photo.name) == (split == "held_out")
+        ]
+    if not photos:
         raise BadRequest(
-            f"No pictures of the split '{split}' in {', '.join(map(str, folders))}; "
-            f"expected {', '.join(SUFFIXES)} files or .tar shards."
+            f"No pictures of the split '{split}' in {', '.join(map(str, folders))}; expected "
+            f"{', '.join(SUFFIXES)} files or .tar shards, 1 in {HELD_OUT_ONE_IN} of them held out."
         )
+    return photos
 
 
-def _samples(folder: Path) -> Iterator[tuple[str, str, io.BytesIO]]:
+def iterate_photos(folders: list[Path], split: str, min_side: int = 0) -> Iterator[Photo]:
+    """Yield the pictures that `list_photos` lists, decoded one after the other.
+
+    Args:
+        folders: as in `list_photos`.
+        split: as in `list_photos`.
+        min_side: pictures whose short side is below this many pixels are enlarged to it.
+
+    Raises:
+        BadRequest: as `list_photos`.
+    """
+    for photo in list_photos(folders, split):
+        yield photo.load(min_side)
+
+
+def _photo_files(folder: Path) -> Iterator[PhotoFile]:
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in SUFFIXES:
             text = path.with_suffix(".txt")
             caption = text.read_text().strip() if text.is_file() else ""
-            yield path.stem, caption, io.BytesIO(path.read_bytes())
+            yield PhotoFile(path.stem, caption, path, 0, path.stat().st_size)
         elif path.suffix == ".tar":
-            yield from _tar_samples(path)
+            yield from _tar_photo_files(path)
 
 
-def _tar_samples(path: Path) -> Iterator[tuple[str, str, io.BytesIO]]:
+def _tar_photo_files(path: Path) -> Iterator[PhotoFile]:
     with tarfile.open(path) as tar:
-        contents: dict[str, dict[str, bytes]] = {}
+        members: dict[str, dict[str, tarfile.TarInfo]] = {}
         for member in tar:
-            if not member.isfile():
-                continue
             stem, _, suffix = member.name.rpartition(".")
-            handle = tar.extractfile(member)
-            if handle is not None:
-                contents.setdefault(stem, {})["." + suffix.lower()] = handle.read()
-    for stem, parts in contents.items():
-        caption = parts.get(".txt", b"").decode().strip()
-        for suffix in SUFFIXES:
-            if suffix in parts:
-                yield stem, caption, io.BytesIO(parts[suffix])
+            if member.isfile():
+                members.setdefault(stem, {})["." + suffix.lower()] = member
+        for stem, parts in members.items():
+            text = tar.extractfile(parts[".txt"]) if ".txt" in parts else None
+            caption = text.read().decode().strip() if text else ""
+            for suffix in SUFFIXES:
+                if suffix in parts:
+                    member = parts[suffix]
+                    yield PhotoFile(stem, caption, path, member.offset_data, member.size)
 
 
 def _decode(data: io.BytesIO, min_side: int) -> np.ndarray:

@@ -47,3 +47,20 @@ class PushRefused(SiloError):
 
 class CannotCaption(SiloError):
     """A photo that cannot be described here: no model, no memory, or no network to fetch it."""
+
+
+class BadDegradation(SiloError):
+    """A degradation of one's own that cannot be loaded, or is not what an operator can imitate."""
+
+
+class BadCheckpoint(SiloError):
+    """Checkpoints that belong to another run than the one asked for."""
+
+
+class Stopped(SiloError):
+    """Work that a signal ended at a safe point; `exit_code` is 128 + the signal's number."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        """Keep what the shell should be told."""
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

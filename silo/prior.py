@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -206,13 +208,18 @@ class LatentPrior:
         return PromptEmbedding(cond, uncond, guidance_scale, truncated or negative_truncated)
 
     def predict(
-        self, latents: Tensor, t: int, prompt: PromptEmbedding, *, features: bool = False
+        self,
+        latents: Tensor,
+        t: int | Tensor,
+        prompt: PromptEmbedding,
+        *,
+        features: bool = False,
     ) -> Prediction:
         """Evaluates the denoiser once, with both halves of classifier-free guidance in one batch.
 
         Args:
             latents: (B, C, h, w) noisy latents z_t.
-            t: the timestep, from 0 to T - 1.
+            t: the timestep, from 0 to T - 1; or (B,), one for each latent.
             prompt: the text condition, from `embed`.
             features: whether to return the decoder's features too, for the readout operator.
         """
@@ -220,7 +227,8 @@ class LatentPrior:
         batch = len(latents)
         halves = [prompt.cond] if prompt.uncond is None else [prompt.uncond, prompt.cond]
         text = torch.cat([half.expand(batch, -1, -1) for half in halves])
-        times = torch.full((len(text),), t, dtype=torch.long, device=self.device)
+        times = torch.as_tensor(t, dtype=torch.long, device=self.device)
+        times = times.expand(batch).repeat(len(halves))
 
         def run(latents: Tensor) -> tuple[Tensor, ...]:
             noisy = self._cast(torch.cat([latents] * len(halves)), self._unet)
@@ -249,6 +257,16 @@ class LatentPrior:
         Noise of std s = 2 * noise_sigma in [-1, 1] images becomes the timestep 999 s / 0.1.
         """
         return self.time_embedding(2 * noise_sigma / SIGMA_EMBEDDING_RANGE * 999)
+
+    def autoencoder_hash(self) -> str:
+        """SHA-256 of the autoencoder's configuration and weights, which decide the latents."""
+        # Names with an underscore tell where the files lay.
+        config = {key: value for key, value in self._vae.config.items() if key[0] != "_"}
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+        for name, tensor in self._vae.state_dict().items():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def _embed(self, text: str) -> tuple[Tensor, bool]:
         """The text encoder's last hidden states (1, L, D), and whether L tokens were too few."""

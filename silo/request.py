@@ -8,7 +8,6 @@ from torch import Tensor
 
 from operators.catalog import TASKS
 from operators.degradation import Degradation
-from operators.pixel import KINDS
 from silo.errors import BadMask, BadRequest
 from silo.masks import check_size
 from silo.samplers import SAMPLERS
@@ -28,11 +27,12 @@ class RestorationRequest:
     """One picture to restore, and how.
 
     Attributes:
-        task: what degraded it; a key of `operators.catalog.TASKS`.
+        task: what degraded it; a key of `operators.catalog.TASKS`, or any name with `degradation`.
         image: (1, 3, H, W) in [-1, 1]: the degraded picture, or the clean one with `simulate`.
         simulate: degrade `image` first, then restore it.
-        degradation: what damages the picture, in place of the task's, whose operator restores it
-            all the same; only with `simulate`. Its noise level is not read.
+        degradation: what degrades the picture, in place of the catalog's: of a task of one's
+            own; or, with `simulate`, another than a catalog's task is for, whose operator restores
+            it all the same.
         mask: (1, 1, H, W), 1 = known, 0 = hole, with some of both; for the tasks with holes. With
             `simulate` it may be left out, and one of the task's kind is drawn.
         prompt: what the picture shows; "" for nothing.
@@ -78,10 +78,12 @@ class RestorationRequest:
 
     def __post_init__(self) -> None:
         """Checks every value."""
-        check_task(self.task, self.sampler)
+        check_task(self.task, self.sampler, self.degradation)
         _check_choice("preset", self.preset, PRESETS)
-        if self.degradation is not None and not self.simulate:
-            raise BadRequest("a degradation other than the task's can only be simulated.")
+        if self.task in TASKS and self.degradation is not None and not self.simulate:
+            raise BadRequest(
+                f"a degradation other than that of {self.task} can only be simulated: leave it out."
+            )
         self._check_image()
         self._check_mask()
         _check_number("guidance_scale", self.guidance_scale, 1, MAX_GUIDANCE_SCALE)
@@ -116,16 +118,18 @@ class RestorationRequest:
         return {**published, **self.hyperparameters}
 
     @property
-    def effective_degradation(self) -> Degradation:
-        """`degradation`, or else the task's, with the noise level of the request."""
-        own = self.degradation or TASKS[self.task].degradation
-        return own.with_noise(self.effective_noise_sigma)
-
-    @property
     def effective_noise_sigma(self) -> float:
         """`noise_sigma`, or else the task's."""
-        own = TASKS[self.task].degradation.noise_sigma
-        return own if self.noise_sigma is None else self.noise_sigma
+        return self._described.noise_sigma if self.noise_sigma is None else self.noise_sigma
+
+    @property
+    def effective_degradation(self) -> Degradation:
+        """The task's degradation, with the noise level that is assumed."""
+        return self._described.with_noise(self.effective_noise_sigma)
+
+    @property
+    def _described(self) -> Degradation:
+        return TASKS[self.task].degradation if self.degradation is None else self.degradation
 
     def _check_image(self) -> None:
         shape = tuple(self.image.shape)
@@ -159,8 +163,7 @@ class RestorationRequest:
                 _check_number(name, value, 0, 1000)
 
     def _check_mask(self) -> None:
-        degradation = self.degradation or TASKS[self.task].degradation
-        takes_mask = KINDS[degradation.kind].needs_mask
+        takes_mask = self._described.needs_mask
         if self.mask is None:
             if takes_mask and not self.simulate:
                 raise BadMask(f"{self.task} needs a mask: mark in white what is to be filled in.")
@@ -180,15 +183,22 @@ class RestorationRequest:
             raise BadMask("the mask marks the whole picture: leave some of it to restore from.")
 
 
-def check_task(task: str, sampler: str) -> None:
+def check_task(task: str, sampler: str, degradation: Degradation | None = None) -> None:
     """Whether there are such a task and sampler, and the one can do the other.
+
+    Args:
+        task: a key of `operators.catalog.TASKS`, or any name with `degradation`.
+        sampler: a key of `silo.samplers.SAMPLERS`.
+        degradation: in place of the task's.
 
     Raises:
         BadRequest: if not.
     """
-    _check_choice("task", task, TASKS)
+    if degradation is None:
+        _check_choice("task", task, TASKS)
+        degradation = TASKS[task].degradation
     _check_choice("sampler", sampler, SAMPLERS)
-    if SAMPLERS[sampler].linear_only and not KINDS[TASKS[task].degradation.kind].linear:
+    if SAMPLERS[sampler].linear_only and not degradation.linear:
         able = ", ".join(name for name, each in SAMPLERS.items() if not each.linear_only)
         raise BadRequest(
             f"{sampler} restores linear degradations only, which {task} is not: use {able}."

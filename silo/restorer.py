@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL.Image import Image
 from torch import Tensor
 
-from operators.catalog import SHELF, find_operator, get_task
+from operators.catalog import SHELF, TASKS, Task, find_operator, get_task, own_task, shelf
 from operators.degradation import Degradation
 from operators.errors import OperatorError
 from operators.latent import LatentOperator
@@ -179,6 +179,19 @@ class Restorer:
             y, clean = picture if mask is None else operator.forward(picture, mask), None
         return Measured(degradation, y, mask, clean, plan)
 
+    def task(self, name: str) -> Task:
+        """The catalog's task of this name, or else the one that the operator was trained for.
+
+        Raises:
+            OperatorError: the catalog has none, nor does an operator name it.
+        """
+        if name in TASKS or (self._chosen is None and not self._on_shelf(name)):
+            return get_task(name)
+        described = self._operator(name).metadata.get("degradation")
+        if described is None:
+            raise OperatorError(f"The operator does not say what degradation {name} is.")
+        return own_task(name, Degradation.from_dict(described))
+
     def parameters(self, request: RestorationRequest) -> dict[str, Any]:
         """All that decides the restoration, but for the picture and its mask; JSON-able."""
         return {
@@ -270,8 +283,9 @@ class Restorer:
         """
         if request.eta is not None or not SAMPLERS[request.sampler].needs_operator:
             return request.eta
-        default = get_task(request.task).eta
-        eta = self._operator(request.task).metadata.get("eta", default)
+        eta = self._operator(request.task).metadata.get("eta")
+        if eta is None:
+            eta = self.task(request.task).eta
         return eta * PAPER_STEPS / request.effective_steps
 
     def _operator_record(self, request: RestorationRequest) -> dict[str, str | None] | None:
@@ -280,6 +294,9 @@ class Restorer:
             return None
         revision = self._operator(request.task).revision
         return {"name": self._operator_name(request.task), "revision": revision}
+
+    def _on_shelf(self, task: str) -> bool:
+        return any(entry.task == task for entry in shelf())
 
     def _operator_name(self, task: str) -> str:
         place = self._chosen
@@ -299,7 +316,10 @@ class Restorer:
                 operator = LatentOperator.from_pretrained(repository, revision=revision or None)
             trained_for = operator.metadata.get("task", task)
             if trained_for != task:
-                raise OperatorError(f"This operator was trained for {trained_for}, not for {task}.")
+                raise OperatorError(
+                    f"This operator was trained for {trained_for}, not for {task}: choose that "
+                    f"task, or an operator for one of {', '.join(TASKS)}."
+                )
             if operator.latent_channels != self.prior.latent_channels:
                 raise BadRequest(
                     f"The operator reads latents of {operator.latent_channels} channels, the prior "

@@ -22,6 +22,7 @@ from silo.errors import BadImage, BadMask, BadRequest, CannotSave, OutOfMemory
 from silo.images import load_image, read_parameters, save_png, to_pil
 from silo.masks import load_mask
 from silo.metrics import scores
+from silo.own_degradation import load_degradation
 from silo.prior import load_or_embedded
 from silo.request import PRESETS, RestorationRequest, check_task
 from silo.restorer import Progress, Restorer, Result
@@ -34,7 +35,8 @@ PICTURE_ERRORS = (BadImage, BadMask, CannotSave, OutOfMemory)
 def main(argv: list[str]) -> int:
     """Restore; returns 0, or 1 when some of several pictures failed."""
     arguments = _parser().parse_args(argv)
-    check_task(arguments.task, arguments.sampler)
+    if arguments.task in TASKS:  # one of the user's own is known once its operator is loaded
+        check_task(arguments.task, arguments.sampler)
     if arguments.operator is not None and not SAMPLERS[arguments.sampler].needs_operator:
         raise BadRequest(f"{arguments.sampler} uses no latent operator: leave --operator out.")
     pictures = find_pictures(arguments.inputs)
@@ -47,6 +49,14 @@ def main(argv: list[str]) -> int:
     if notice is not None:
         _say(notice)
     restorer = Restorer(prior, operator=arguments.operator)
+    degradation = None
+    if arguments.degradation is not None:
+        degradation = load_degradation(arguments.degradation).degradation
+        trained_for = restorer.task(arguments.task).degradation
+        if dict(degradation.parameters) != dict(trained_for.parameters):
+            _say(f"{arguments.degradation} is not what the operator was trained for.")
+    elif arguments.task not in TASKS:
+        degradation = restorer.task(arguments.task).degradation
     mask = None if arguments.mask is None else load_mask(arguments.mask)
     captioner = Captioner(device=device) if arguments.caption else None
     failures = []
@@ -57,6 +67,7 @@ def main(argv: list[str]) -> int:
                 task=arguments.task,
                 image=loaded.pixels,
                 simulate=arguments.simulate,
+                degradation=degradation,
                 mask=mask,
                 prompt=captioner.describe(to_pil(loaded.pixels)) if captioner else arguments.prompt,
                 negative_prompt=arguments.negative_prompt,
@@ -224,10 +235,19 @@ def _assignment(text: str) -> tuple[str, float | int]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m silo restore", description=__doc__)
     parser.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help="pictures or folders")
-    parser.add_argument("--task", required=True, help=", ".join(TASKS))
+    parser.add_argument(
+        "--task",
+        required=True,
+        help=f"{', '.join(TASKS)}, or what --operator was trained for",
+    )
     parser.add_argument("--out", type=Path, help="a .png file for one picture, else a folder")
     parser.add_argument(
         "--simulate", action="store_true", help="INPUT is clean: degrade, restore, compare"
+    )
+    parser.add_argument(
+        "--degradation",
+        metavar="FILE.py:FUNCTION",
+        help="the function of a task of one's own, which --simulate runs",
     )
     parser.add_argument("--prior", default="tiny", help="tiny, sd15, rv51, a folder or a Hub id")
     parser.add_argument("--operator", help="folder or Hub id, in place of the shelf's")

@@ -8,7 +8,6 @@ from PIL import Image
 from torch import Tensor
 
 from operators.catalog import TASKS
-from operators.pixel import KINDS
 from silo import images, masks
 
 LARGEST_SIDE = 1024  # px, of a picture as the page shows it
@@ -23,7 +22,7 @@ def view(pixels: Tensor) -> Image.Image:
 
 def wants_mask(task: str, simulate: bool) -> bool:
     """Tell whether a person has holes to mark: a simulation draws them, unless they are free."""
-    takes_mask = KINDS[TASKS[task].degradation.kind].needs_mask
+    takes_mask = TASKS[task].degradation.needs_mask
     return takes_mask and (not simulate or task == "inpainting_free")
 
 

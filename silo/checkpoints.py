@@ -26,13 +26,16 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], keep: int = 2) -> 
     aside.mkdir()
     # Clones: safetensors refuses tensors that share memory.
     save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, aside / _FILE)
-    _sync(aside / _FILE)
+    sync(aside / _FILE)
+    sync(aside)
     final = folder / f"step_{step:08d}"
     shutil.rmtree(final, ignore_errors=True)
     aside.rename(final)
-    _sync(folder)
+    sync(folder)
     for _, old in _complete(folder)[:-keep]:
         shutil.rmtree(old)
+    for left in folder.glob(".step_*.partial"):  # by a run that was killed
+        shutil.rmtree(left)
     return final
 
 
@@ -98,7 +101,8 @@ def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Return when the content of a file or folder is on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 from string import Template
+from textwrap import indent
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from operators.function import FUNCTION
 from operators.latent import LatentOperator
 from silo.prior_files import HUB_PRIORS
 
@@ -14,12 +17,11 @@ MEASURES = {"l1": "L1 on held-out latents", "rmse": "RMSE on held-out latents"}
 _TEMPLATE = Path(__file__).parent.parent / "hub_cards" / "operator.md"
 
 
-def render_operator_card(operator: LatentOperator, pictures: int) -> str:
+def render_operator_card(operator: LatentOperator) -> str:
     """The README.md of an operator's repository, from its metadata.
 
     Args:
         operator: trained, with the metadata of `silo.train_operator`.
-        pictures: how many pictures it was trained on.
     """
     metadata, errors = operator.metadata, operator.metadata["errors"]
     training, degradation = metadata["training"], metadata["degradation"]
@@ -35,15 +37,19 @@ def render_operator_card(operator: LatentOperator, pictures: int) -> str:
         degradation_parameters=", ".join(f"{k} {v}" for k, v in degradation["parameters"].items()),
         noise_low=low,
         noise_high=high,
-        pictures=f"{pictures:,}",
+        pictures=f"{training['photos']:,}",
         crops=f"{training['pictures']:,}",
-        pictures_encoded=training["pictures"],
-        steps_plain=training["steps"],
+        noise_draws=training["noise_draws"],
+        recipe=_recipe(training),
+        source=_source(metadata.get("source")),
+        command=_command(metadata),
+        restoration=_restoration(metadata["results"]),
         eta=metadata["eta"],
         resolution=training["resolution"],
         steps=f"{training['steps']:,}",
         batch=training["batch"],
         learning_rate=training["learning_rate"],
+        schedule=training["schedule"],
         seed=training["seed"],
         l1=errors["l1"],
         l1_identity=errors["l1_identity"],
@@ -96,3 +102,58 @@ def base_model_of(prior: str) -> str | None:
         return HUB_PRIORS[name].repo_id
     is_hub_id = name.count("/") == 1 and name[0] not in "/.~" and not Path(name).exists()
     return name if is_hub_id else None
+
+
+def _recipe(training: dict[str, Any]) -> str:
+    """What the preset adds to a plain run, as the end of a sentence."""
+    parts = []
+    if training["augmentation"]["blurred_rate"]:
+        share = f"{training['augmentation']['blurred_rate']:.0%}"
+        parts.append(f"{share} of them blurred, as a clean estimate at a high noise level is")
+    if training["augmentation"]["upside_down"]:
+        parts.append("flipped both ways, colours varied a little")
+    if training["average_decay"]:
+        parts.append(f"weights averaged with decay {training['average_decay']}")
+    return "; ".join(parts)
+
+
+def _source(source: str | None) -> str:
+    """The function that degrades, as an indented block."""
+    if source is None:
+        return ""
+    note = "Its source, which nothing here runs unless you pass the file yourself:"
+    return f"\n{note}\n\n{indent(source.strip(), '    ')}\n"
+
+
+def _command(metadata: dict[str, Any]) -> str:
+    """The options that repeat the training, but for the pictures and the folders."""
+    training, degradation = metadata["training"], metadata["degradation"]
+    own = degradation["kind"] == FUNCTION
+    options = [f"--degradation FILE.py:{degradation['parameters']['name']}"] if own else []
+    options += [
+        f"--task {metadata['task']}",
+        f"--pretrained_model_name_or_path {metadata['prior']}",
+        f"--preset {training['preset']}",
+        f"--resolution {training['resolution']}",
+        f"--pictures {training['pictures']}",
+        f"--noise_draws {training['noise_draws']}",
+        f"--max_train_steps {training['steps']}",
+        f"--train_batch_size {training['batch']}",
+        f"--learning_rate {training['learning_rate']}",
+        f"--lr_scheduler {training['schedule']}",
+        f"--eta {metadata['eta']} --seed {training['seed']}",
+    ]
+    return " \\\n        ".join(options)
+
+
+def _restoration(results: dict[str, float | int]) -> str:
+    """The row of the table that says how well pictures are restored; none if none were."""
+    if not results:
+        return ""
+    title = f"{results['pictures']} held-out pictures in {results['steps']} steps"
+    cells = [
+        f"{name} {results[key]} (measurement: {results[key + '_measurement']})"
+        for name, key in (("PSNR", "psnr"), ("LPIPS-Alex", "lpips"))
+        if key in results
+    ]
+    return f"\n| {title} | {', '.join(cells)} |"

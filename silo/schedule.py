@@ -72,6 +72,11 @@ def spaced(alphas_cumprod: Tensor, steps: int) -> Schedule:
     return Schedule(timesteps, alpha_bar, torch.cat([alpha_bar[1:], alpha_bar.new_ones(1)]))
 
 
+def noised(clean: Tensor, noise: Tensor, alpha_bar: float | Tensor) -> Tensor:
+    """A sample of q(z_t | z_0 = clean): sqrt(abar) clean + sqrt(1 - abar) noise."""
+    return alpha_bar**0.5 * clean + (1 - alpha_bar) ** 0.5 * noise
+
+
 def to_clean(
     z_t: Tensor, prediction: Tensor, alpha_bar: float | Tensor, prediction_type: str
 ) -> Tensor:

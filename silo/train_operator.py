@@ -1,220 +1,377 @@
-"""Train compact operators H_theta for tasks of the catalog in the latent space of a prior.
+"""Train latent operators H_theta for tasks of the catalog, or for a degradation of one's own.
 
     python -m silo train-operator --task T... --train_data_dir PHOTOS... --output_dir OUT
+    python -m silo train-operator --degradation FILE.py:FUNCTION --train_data_dir PHOTOS ...
 
-Each picture is encoded once, clean and degraded; training then reads latents alone. A run that was
-interrupted resumes from its newest checkpoint. The operators lie in OUT/<task>.
+Pictures are encoded once, clean and degraded; training then reads latents alone. The operators lie
+in OUT/<task>, beside grids of restored pictures. A run that was interrupted goes on from its newest
+checkpoint. Several processes share the work: accelerate launch --multi_gpu -m silo.train_operator
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict, dataclass
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
-from operators.blur import GaussianBlur
-from operators.catalog import TASKS, Task, get_task
-from operators.convolutional import CompactCNN
+from operators.catalog import TASKS, Task, get_task, own_task
 from operators.latent import LatentOperator
 from silo.allocation import keep_freed_memory
-from silo.data import Photo, iterate_photos, random_resized_crop
+from silo.checkpoints import sync
+from silo.data import list_photos
 from silo.devices import pick_device, pick_dtype
+from silo.errors import BadCheckpoint, BadRequest
+from silo.latent_cache import LatentCache, LatentPairs
 from silo.model_card import render_operator_card
-from silo.prior import LatentPrior
+from silo.operator_presets import PRESETS, OperatorTraining, build_operator
+from silo.own_degradation import check_degradation, load_degradation
+from silo.prior import LatentPrior, PromptEmbedding
+from silo.processes import Processes
+from silo.schedule import noised
+from silo.training_log import TrainingLog
 from silo.training_loop import TrainingLoop
+from silo.training_pictures import Augmentation, TrainingPictures
+from silo.validation import Restorations, latent_errors
 
-NOISE_RANGE = (0.0, 0.05)
-AVERAGE_DECAY = 0.995
-# At high noise levels the clean estimate is a blurred picture, so H_theta must know such pictures.
-BLURRED_RATE, BLUR_STD = 0.3, (0.5, 6.0)
-
-
-@dataclass(frozen=True)
-class OperatorTraining:
-    """What decides an operator, but for the pictures, the task and the prior."""
-
-    resolution: int = 256
-    pictures: int = 2400
-    steps: int = 1200
-    batch: int = 8
-    learning_rate: float = 2e-3
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class LatentPairs:
-    """Training examples of one task; `noise_sigma` (N,) in [0, 1] units.
-
-    Attributes:
-        clean: (N, C, h, w) E(x).
-        measured: (N, C, h, w) E(A(x) + n).
-        noise_sigma: (N,) the noise level of each.
-        mask: (N, 1, H, W) bool, or None.
-    """
-
-    clean: Tensor
-    measured: Tensor
-    noise_sigma: Tensor
-    mask: Tensor | None
-
-
-def training_pictures(
-    photos: list[Photo], count: int, resolution: int, seed: int, *, blurred_rate: float
-) -> Tensor:
-    """`count` random crops (N, 3, resolution, resolution) fp16 in [-1, 1], some of them blurred."""
-    crops = torch.empty(count, 3, resolution, resolution, dtype=torch.float16)
-    for index in range(count):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
-        crop = random_resized_crop(photos[index % len(photos)], resolution, generator)
-        if torch.rand((), generator=generator) < blurred_rate:
-            low, high = BLUR_STD
-            std = low + (high - low) * float(torch.rand((), generator=generator))
-            crop = GaussianBlur(kernel_size=2 * round(3 * std) + 1, std=std).forward(crop[None])[0]
-        crops[index] = crop
-    return crops
-
-
-@torch.no_grad()
-def encode(prior: LatentPrior, pictures: Tensor, title: str) -> Tensor:
-    """E of pictures (N, 3, H, W): (N, C, h, w) fp16 on the CPU."""
-    batches = tqdm(range(0, len(pictures), 8), desc=title, unit="batch")
-    return torch.cat([prior.encode(pictures[i : i + 8].float()).half().cpu() for i in batches])
-
-
-@torch.no_grad()
-def make_pairs(
-    prior: LatentPrior, pictures: Tensor, clean: Tensor, task: Task, seed: int
-) -> LatentPairs:
-    """Degrade and encode `pictures`, whose latents are `clean`, each with its own noise level."""
-    operator = task.degradation.operator()
-    measured, sigmas, masks = [], [], []
-    for index in tqdm(range(len(pictures)), desc=task.name, unit="picture"):
-        generator = torch.Generator().manual_seed((seed + 1) * 1_000_003 + index)
-        picture = pictures[index : index + 1].float()
-        low, high = NOISE_RANGE
-        sigma = low + (high - low) * float(torch.rand((), generator=generator))
-        mask = operator.draw_mask(picture.shape[-2], picture.shape[-1], generator)
-        y = operator.forward(picture, mask)
-        y = y + 2 * sigma * torch.randn(y.shape, generator=generator)
-        measured.append(prior.encode(operator.to_full_size(y)).half().cpu())
-        sigmas.append(sigma)
-        if mask is not None:
-            masks.append(mask.bool())
-    mask = torch.cat(masks) if masks else None
-    return LatentPairs(clean, torch.cat(measured), torch.tensor(sigmas), mask)
-
-
-def train_operator(
-    pairs: LatentPairs,
-    settings: OperatorTraining,
-    scale: int,
-    output: Path,
-    *,
-    device: torch.device,
-    checkpointing_steps: int,
-) -> LatentOperator:
-    """Train a CompactCNN with L1 on the pairs, resuming; returns the averaged weights."""
-    torch.manual_seed(settings.seed)
-    model = CompactCNN(pairs.clean.shape[1], mask=pairs.mask is not None, scale=scale).to(device)
-    loop = TrainingLoop(
-        model,
-        output,
-        steps=settings.steps,
-        learning_rate=settings.learning_rate,
-        decay=AVERAGE_DECAY,
-        seed=settings.seed,
-        checkpointing_steps=checkpointing_steps,
-    )
-    for generator in loop:
-        picks = torch.randint(len(pairs.clean), (settings.batch,), generator=generator)
-        target = pairs.measured[picks].float().to(device)
-        loop.update({"l1": F.l1_loss(_predict(model, pairs, picks, device), target)})
-    return loop.average.eval()
-
-
-@torch.no_grad()
-def validate(
-    operator: LatentOperator, pairs: LatentPairs, device: torch.device
-) -> dict[str, float]:
-    """Held-out errors per latent element: L1 and RMSE of H_theta, and L1 of the identity."""
-    every = torch.arange(len(pairs.clean))
-    predicted = torch.cat([_predict(operator, pairs, i, device).cpu() for i in every.split(8)])
-    error = predicted - pairs.measured.float()
-    identity = F.l1_loss(pairs.clean.float(), pairs.measured.float())
-    return {
-        "l1": float(error.abs().mean()),
-        "l1_identity": float(identity),
-        "rmse": float(error.square().mean().sqrt()),
-    }
-
-
-def _predict(
-    operator: LatentOperator, pairs: LatentPairs, picks: Tensor, device: torch.device
-) -> Tensor:
-    mask = None if pairs.mask is None else pairs.mask[picks].float().to(device)
-    sigma = pairs.noise_sigma[picks].to(device)
-    return operator(pairs.clean[picks].float().to(device), sigma, mask=mask)
+HELD_OUT_PICTURES = 256
+WORKING_FOLDER = ".training"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Train an operator for each task; returns the exit code."""
-    arguments = _parser().parse_args(argv)
-    tasks = [get_task(name) for name in arguments.task]
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.push_to_hub and not arguments.hub_model_id:
+        raise BadRequest("--push_to_hub needs --hub_model_id ORG/NAME.")
+    tasks, source = _tasks(arguments)
+    if arguments.push_to_hub and len(tasks) > 1:
+        raise BadRequest("--push_to_hub publishes one operator: name one --task.")
     keep_freed_memory()
     device = pick_device(arguments.device)
+    processes = Processes(cpu=device.type == "cpu")
+    if processes.count > 1:
+        device = processes.device
     dtype = torch.bfloat16 if arguments.mixed_precision == "bf16" else pick_dtype(device)
     prior = LatentPrior.load(arguments.pretrained_model_name_or_path, device=device, dtype=dtype)
-    settings = OperatorTraining(
-        resolution=arguments.resolution,
-        pictures=arguments.pictures,
-        steps=arguments.max_train_steps,
-        batch=arguments.train_batch_size,
-        learning_rate=arguments.learning_rate,
-        seed=arguments.seed,
-    )
-    folders = arguments.train_data_dir
-    photos = list(iterate_photos(folders, "train", settings.resolution))
-    held_out = list(iterate_photos(folders, "held_out", settings.resolution))
-    pictures = training_pictures(
-        photos, settings.pictures, settings.resolution, settings.seed, blurred_rate=BLURRED_RATE
-    )
-    unseen = training_pictures(
-        held_out, len(held_out), settings.resolution, settings.seed, blurred_rate=0.0
-    )
-    clean, unseen_clean = encode(prior, pictures, "train"), encode(prior, unseen, "held out")
+    settings = _settings(arguments, prior)
+    processes.share(settings.batch)
     for task in tasks:
-        folder: Path = arguments.output_dir / task.name
-        pairs = make_pairs(prior, pictures, clean, task, settings.seed)
-        unseen_pairs = make_pairs(prior, unseen, unseen_clean, task, settings.seed)
-        operator = train_operator(
-            pairs,
-            settings,
-            prior.scale_factor,
-            arguments.output_dir / ".training" / task.name,
-            device=device,
-            checkpointing_steps=arguments.checkpointing_steps,
-        )
-        errors = validate(operator, unseen_pairs, device)
-        operator.metadata = {
-            "task": task.name,
-            "degradation": task.degradation.to_dict(),
-            "prior": prior.name,
-            "rmse": errors["rmse"],
-            "eta": task.eta if arguments.eta is None else arguments.eta,
-            "noise_range": list(NOISE_RANGE),
-            "training": asdict(settings),
-            "errors": {name: round(value, 4) for name, value in errors.items()},
-        }
-        operator.save_pretrained(folder, dtype=torch.float16)
-        (folder / "README.md").write_text(render_operator_card(operator, len(photos)))
-        print(json.dumps({"task": task.name, **operator.metadata["errors"]}), flush=True)
+        check_degradation(task.degradation, prior.native_size)
+        run = _Run(arguments, prior, task, source, settings, processes, dtype)
+        folder = run.train()
+        if arguments.push_to_hub and processes.is_main:
+            from silo import hub
+
+            print(hub.push_operator(folder, arguments.hub_model_id))
+    processes.leave()
     return 0
+
+
+@dataclass
+class _Run:
+    """The training of one operator.
+
+    Attributes:
+        arguments: of the command line, for what does not decide the operator.
+        prior: in whose latent space it works.
+        task: what degrades the pictures.
+        source: of the degradation, where it is a Python function.
+        settings: what decides the operator.
+        processes: those that train together.
+        dtype: of the networks, and of the operator while it is trained.
+    """
+
+    arguments: argparse.Namespace
+    prior: LatentPrior
+    task: Task
+    source: str | None
+    settings: OperatorTraining
+    processes: Processes
+    dtype: torch.dtype
+
+    def train(self) -> Path:
+        """Train, validating now and then; returns the folder of the operator."""
+        arguments, settings, prior = self.arguments, self.settings, self.prior
+        working = arguments.output_dir / WORKING_FOLDER / self.task.name
+        cache, held_out = self._cache("train"), self._cache("held_out")
+        self._say_encoded(cache)
+        with self._main_first():
+            self._check_checkpoints(working, cache.key)
+
+        torch.manual_seed(settings.seed)
+        operator = build_operator(
+            settings.architecture,
+            prior,
+            cache.side,
+            mask=self.task.degradation.needs_mask,
+        ).to(prior.device)
+        prompt = prior.embed("")
+        loop = TrainingLoop(
+            operator,
+            working,
+            steps=settings.steps,
+            learning_rate=settings.learning_rate,
+            decay=settings.average_decay,
+            seed=settings.seed,
+            checkpointing_steps=arguments.checkpointing_steps,
+            schedule=settings.schedule,
+            gradient_norm=settings.gradient_norm,
+            checkpoints_total_limit=arguments.checkpoints_total_limit,
+            processes=self.processes,
+        )
+        log = TrainingLog(working / "validation.jsonl")
+        first, share = loop.step, self.processes.share(settings.batch)
+        for generator in loop:
+            # The whole batch is drawn by every process, so that their number changes nothing.
+            picks = torch.randint(len(cache), (settings.batch,), generator=generator)
+            extra = draw_noising(operator, prior, settings.batch, cache.side, generator)
+            pairs = cache.pairs(picks[share]).to(prior.device)
+            with torch.autocast(prior.device.type, self.dtype, self.dtype != torch.float32):
+                predicted = predict(operator, prior, prompt, pairs, extra, share)
+            loop.update({"l1": F.l1_loss(predicted.float(), pairs.measured)})
+            if loop.step % arguments.validation_steps == 0 and self.processes.is_main:
+                self._validate(loop, held_out, prompt, log)
+        self._say_trained(loop, first)
+        folder: Path = arguments.output_dir / self.task.name
+        if self.processes.is_main:
+            errors, results = self._validate(loop, held_out, prompt, log)
+            operator = self._described(loop.average, errors, results)
+            operator.save_pretrained(folder, dtype=torch.float16)
+            (folder / "README.md").write_text(render_operator_card(operator))
+            print(json.dumps({"task": self.task.name, **errors, **results}), flush=True)
+        self.processes.wait()
+        return folder
+
+    def _cache(self, split: str) -> LatentCache:
+        """The pairs of one side of the split; held-out ones are neither blurred nor turned."""
+        arguments, settings = self.arguments, self.settings
+        files = list_photos(arguments.train_data_dir, split)
+        training = split == "train"
+        pictures = TrainingPictures(
+            tuple(files if training else _spread(files, HELD_OUT_PICTURES)),
+            settings.pictures if training else min(len(files), HELD_OUT_PICTURES),
+            settings.resolution or self.prior.native_size,
+            settings.augmentation if training else Augmentation(),
+            settings.seed,
+        )
+        return LatentCache(
+            arguments.latent_cache_dir or arguments.output_dir / ".latents",
+            self.prior,
+            pictures,
+            self.task.degradation,
+            name=f"{self.task.name}-{split}",
+            noise_range=settings.noise_range,
+            draws=settings.noise_draws if training else 1,
+            processes=self.processes,
+        )
+
+    def _validate(
+        self,
+        loop: TrainingLoop[LatentOperator],
+        held_out: LatentCache,
+        prompt: PromptEmbedding,
+        log: TrainingLog,
+    ) -> tuple[dict[str, float], dict[str, float | int]]:
+        """Measure the averaged weights; returns errors on latents and of restorations."""
+        prior, operator = self.prior, loop.average.eval()
+
+        def held_out_prediction(pairs: LatentPairs, generator: torch.Generator) -> Tensor:
+            extra = draw_noising(operator, prior, len(pairs.clean), held_out.side, generator)
+            pairs = pairs.to(prior.device)
+            return predict(operator, prior, prompt, pairs, extra, slice(None))
+
+        errors = latent_errors(held_out_prediction, held_out)
+        results: dict[str, float | int] = {}
+        if self.arguments.num_validation_images:
+            working = self.arguments.output_dir / WORKING_FOLDER / self.task.name
+            self._described(operator, errors, {}).save_pretrained(working / "operator")
+            files = list_photos(self.arguments.train_data_dir, "held_out")
+            files = _spread(files, self.arguments.num_validation_images)
+            grid = self.arguments.output_dir / f"{self.task.name}.step_{loop.step:06d}.png"
+            grid.parent.mkdir(parents=True, exist_ok=True)
+            results = Restorations(prior, self.task, files).run(working / "operator", grid)
+        log.write(loop.step, {**errors, **results})
+        return {name: round(value, 4) for name, value in errors.items()}, results
+
+    def _described(
+        self, operator: LatentOperator, errors: dict[str, float], results: dict[str, float | int]
+    ) -> LatentOperator:
+        """The operator, with what it was trained for and how well as its metadata."""
+        eta = self.arguments.eta
+        operator.metadata = {
+            "task": self.task.name,
+            "degradation": self.task.degradation.to_dict(),
+            "prior": self.prior.name,
+            "rmse": errors["rmse"],
+            "eta": self.task.eta if eta is None else eta,
+            "noise_range": list(self.settings.noise_range),
+            "training": {
+                **asdict(self.settings),
+                "preset": self.arguments.preset,
+                "photos": len(list_photos(self.arguments.train_data_dir, "train")),
+            },
+            "errors": {name: round(value, 4) for name, value in errors.items()},
+            "results": results,
+        }
+        if self.source is not None:
+            operator.metadata["source"] = self.source
+        return operator
+
+    def _check_checkpoints(self, working: Path, cache_key: str) -> None:
+        """Begin the run in a folder, or make sure that its checkpoints belong to the same one.
+
+        Raises:
+            BadCheckpoint: they belong to another run.
+        """
+        # A run may be continued beyond the steps it was begun with.
+        settings = asdict(replace(self.settings, steps=0))
+        run = json.loads(json.dumps({"settings": settings, "latents": cache_key}))
+        record = working / "run.json"
+        if self.arguments.resume_from_checkpoint == "none":
+            shutil.rmtree(working, ignore_errors=True)
+        elif record.is_file() and (found := json.loads(record.read_text())) != run:
+            now, then = run["settings"], found["settings"]
+            differing = [name for name, value in now.items() if then.get(name) != value]
+            differing = differing or ["pictures, degradation or autoencoder"]
+            raise BadCheckpoint(
+                f"{working} holds the checkpoints of another run (other "
+                f"{', '.join(differing)}): choose another --output_dir, or begin again with "
+                "--resume_from_checkpoint none."
+            )
+        working.mkdir(parents=True, exist_ok=True)
+        if not record.is_file():
+            record.write_text(json.dumps(run, indent=1))
+            sync(record)
+
+    @contextmanager
+    def _main_first(self) -> Iterator[None]:
+        """Let the main process go through a block before the others."""
+        if not self.processes.is_main:
+            self.processes.wait()
+        yield
+        if self.processes.is_main:
+            self.processes.wait()
+
+    def _say_encoded(self, cache: LatentCache) -> None:
+        if self.processes.is_main:
+            source = "latents from the cache"
+            if cache.encoded:
+                source = f"{cache.encoded / cache.seconds:.1f} pictures/s encoded"
+            print(f"{len(cache)} pairs; {source}", flush=True)
+
+    def _say_trained(self, loop: TrainingLoop[LatentOperator], first: int) -> None:
+        if self.processes.is_main and loop.step > first:
+            samples = (loop.step - first) * self.settings.batch
+            print(f"{samples / loop.seconds:.1f} samples/s, validation included", flush=True)
+
+
+@dataclass(frozen=True)
+class Noising:
+    """What the denoiser is given, to read its features: (B,) timesteps and (B, C, h, w) noise."""
+
+    timesteps: Tensor
+    noise: Tensor
+
+
+def draw_noising(
+    operator: LatentOperator, prior: LatentPrior, batch: int, side: int, generator: torch.Generator
+) -> Noising | None:
+    """A timestep from 1 to T - 1 and noise for each sample; None for operators without features."""
+    if not operator.needs_features:
+        return None
+    size = side // prior.scale_factor
+    timesteps = torch.randint(1, len(prior.alphas_cumprod), (batch,), generator=generator)
+    noise = torch.randn(batch, prior.latent_channels, size, size, generator=generator)
+    return Noising(timesteps, noise)
+
+
+def predict(
+    operator: LatentOperator,
+    prior: LatentPrior,
+    prompt: PromptEmbedding,
+    pairs: LatentPairs,
+    noising: Noising | None,
+    share: slice,
+) -> Tensor:
+    """H_theta of the clean latents (B, C, h, w), on the prior's device.
+
+    Args:
+        operator: H_theta.
+        prior: whose denoiser it may read.
+        prompt: the empty one.
+        pairs: the samples, on the prior's device.
+        noising: for the whole batch; None for an operator without features.
+        share: which of the batch `pairs` are.
+    """
+    features = time_embedding = None
+    if noising is not None:
+        timesteps = noising.timesteps[share]
+        alpha_bar = prior.alphas_cumprod[timesteps].float().view(-1, 1, 1, 1).to(prior.device)
+        noisy = noised(pairs.clean, noising.noise[share].to(prior.device), alpha_bar)
+        with torch.no_grad():
+            prediction = prior.predict(noisy, timesteps.to(prior.device), prompt, features=True)
+        features, time_embedding = prediction.features, prediction.time_embedding
+    with_embedding = operator.needs_sigma_embedding
+    return operator(
+        pairs.clean,
+        pairs.noise_sigma,
+        mask=pairs.mask,
+        features=features,
+        time_embedding=time_embedding,
+        sigma_embedding=prior.sigma_embedding(pairs.noise_sigma) if with_embedding else None,
+    )
+
+
+def _tasks(arguments: argparse.Namespace) -> tuple[list[Task], str | None]:
+    """What to train for, and the source of a degradation that is a function."""
+    if arguments.degradation is None:
+        if not arguments.task:
+            raise BadRequest("name a --task of the catalog, or a --degradation of your own.")
+        return [get_task(name) for name in arguments.task], None
+    own = load_degradation(arguments.degradation)
+    names = arguments.task or [own.name]
+    if len(names) > 1:
+        raise BadRequest("--degradation describes one task: give it one name with --task.")
+    if not names[0].replace("_", "").replace("-", "").isalnum():
+        raise BadRequest(f"{names[0]!r} is no name for a task: use letters, digits, _ and -.")
+    return [own_task(names[0], own.degradation)], own.source
+
+
+def _settings(arguments: argparse.Namespace, prior: LatentPrior) -> OperatorTraining:
+    """The preset's settings, but for what the command line says."""
+    asked = {
+        "resolution": arguments.resolution or prior.native_size,
+        "pictures": arguments.pictures,
+        "noise_draws": arguments.noise_draws,
+        "steps": arguments.max_train_steps,
+        "batch": arguments.train_batch_size,
+        "learning_rate": arguments.learning_rate,
+        "schedule": arguments.lr_scheduler,
+        "seed": arguments.seed,
+    }
+    given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    for name, value in given.items():
+        if name not in ("schedule", "seed") and value <= 0:
+            raise BadRequest(f"{name.replace('_', ' ')} must be above 0, not {value}.")
+    settings = replace(PRESETS[arguments.preset], **given)
+    if given["resolution"] % prior.size_multiple:
+        raise BadRequest(f"--resolution must be a multiple of {prior.size_multiple}.")
+    return settings
+
+
+def _spread(files: list[Any], count: int) -> list[Any]:
+    """At most `count` of `files`, evenly spaced, so that every folder has its share."""
+    count = min(count, len(files))
+    return [files[index * len(files) // count] for index in range(count)]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -223,25 +380,40 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    defaults = OperatorTraining()
-    parser.add_argument("--task", nargs="+", required=True, metavar="TASK", help=", ".join(TASKS))
-    parser.add_argument("--pretrained_model_name_or_path", default="tiny", help="the prior")
-    parser.add_argument("--train_data_dir", type=Path, nargs="+", required=True)
-    parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--resolution", type=int, default=defaults.resolution)
-    parser.add_argument(
-        "--pictures", type=int, default=defaults.pictures, help="how many crops to encode"
+    add = parser.add_argument
+    add("--task", nargs="+", metavar="TASK", help=f"{', '.join(TASKS)}, or a name of your own")
+    add(
+        "--degradation", metavar="FILE", help="your own: FILE.py:FUNCTION (it is run), or FILE.json"
     )
-    parser.add_argument("--max_train_steps", type=int, default=defaults.steps)
-    parser.add_argument("--train_batch_size", type=int, default=defaults.batch)
-    parser.add_argument("--learning_rate", type=float, default=defaults.learning_rate)
-    parser.add_argument("--eta", type=float, help="consistency scale to recommend at 1,000 steps")
-    parser.add_argument("--mixed_precision", choices=("no", "bf16"), default="no")
-    parser.add_argument("--checkpointing_steps", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=defaults.seed)
-    parser.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
+    add("--preset", choices=tuple(PRESETS), default="fast", help="settings; other options win")
+    add("--pretrained_model_name_or_path", default="tiny", help="the prior")
+    add("--train_data_dir", type=Path, nargs="+", required=True, help="folders of pictures or tars")
+    add("--output_dir", type=Path, required=True)
+    add("--latent_cache_dir", type=Path, help="of the latents; OUTPUT_DIR/.latents by default")
+    add("--resolution", type=int, help="of the crops; the prior's native size by default")
+    add("--pictures", type=int, help="how many crops to encode")
+    add("--noise_draws", type=int, help="how many measurements of each crop to encode")
+    add("--max_train_steps", type=int)
+    add("--train_batch_size", type=int, help="of all processes together")
+    add("--learning_rate", type=float)
+    add("--lr_scheduler", choices=("cosine", "constant"))
+    add("--mixed_precision", choices=("no", "bf16"), default="bf16")
+    add("--eta", type=float, help="consistency scale to recommend at 1,000 steps")
+    add("--validation_steps", type=int, default=500)
+    add("--num_validation_images", type=int, default=4, help="restored at each validation")
+    add("--checkpointing_steps", type=int, default=200)
+    add("--checkpoints_total_limit", type=int, default=2)
+    add("--resume_from_checkpoint", choices=("latest", "none"), default="latest")
+    add("--push_to_hub", action="store_true", help="publish the operator when it is trained")
+    add("--hub_model_id", metavar="ORG/NAME", help="its repository")
+    add("--seed", type=int)
+    add("--device", default="auto", help="auto, cuda, mps or cpu")
     return parser
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    import sys
+
+    from silo.__main__ import main as run_command
+
+    raise SystemExit(run_command(["train-operator", *sys.argv[1:]]))

@@ -13,6 +13,10 @@ class TrainingLog:
     def __init__(self, path: Path) -> None:
         """Continue the log at `path`, or begin it."""
         self.path = path
+        if path.is_file():  # a run that was killed may have left half a line
+            whole, _, half = path.read_text().rpartition("\n")
+            if half:
+                path.write_text(whole + "\n" if whole else "")
         lines = self.read()
         self._started = time.monotonic() - (lines[-1]["seconds"] if lines else 0)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -13,17 +15,22 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from silo import checkpoints
-from silo.errors import NumericalError
+from silo.errors import NumericalError, Stopped
+from silo.interruption import Interruption, signals_postponed
+from silo.processes import Processes
 from silo.training_log import TrainingLog
 
 GRADIENT_NORM = 1.0
 LOG_EVERY = 50
+_LOG = "log."  # in the names of a checkpoint's tensors
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 class TrainingLoop(Generic[Model]):
-    """Steps of AdamW with a warm-up, a cosine and an average of the weights, resumed from `output`.
+    """Steps of AdamW with an average of the weights, resumed from `output`, by several processes.
+
+    SIGTERM and Ctrl-C are answered at the end of a step, with a checkpoint.
 
         loop = TrainingLoop(model, output, steps=..., ...)
         for generator in loop:
@@ -34,6 +41,8 @@ class TrainingLoop(Generic[Model]):
         model: what is trained, in place.
         average: the exponential moving average of its weights: the result.
         log: the losses.
+        step: how many steps are done.
+        seconds: that this process has spent in steps, what the caller does there included.
     """
 
     def __init__(
@@ -48,6 +57,10 @@ class TrainingLoop(Generic[Model]):
         checkpointing_steps: int,
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
+        schedule: str = "cosine",
+        gradient_norm: float | None = GRADIENT_NORM,
+        checkpoints_total_limit: int = 2,
+        processes: Processes | None = None,
     ) -> None:
         """Load the newest checkpoint in `output`, if any.
 
@@ -61,6 +74,10 @@ class TrainingLoop(Generic[Model]):
             checkpointing_steps: how many lie between two checkpoints.
             betas: AdamW's.
             weight_decay: AdamW's.
+            schedule: of the learning rate, "cosine" (see `warmup_cosine`) or "constant".
+            gradient_norm: longer gradients are shortened to it; None for never.
+            checkpoints_total_limit: how many checkpoints are kept.
+            processes: those that train together, each with its share of every batch.
         """
         self.model = model
         self.average: Model = copy.deepcopy(model).requires_grad_(False)
@@ -71,22 +88,47 @@ class TrainingLoop(Generic[Model]):
         self._optimizer = torch.optim.AdamW(
             self._trained, lr=learning_rate, betas=betas, weight_decay=weight_decay
         )
-        self._step = 0
+        self._schedule, self._gradient_norm = schedule, gradient_norm
+        self._keep_checkpoints = checkpoints_total_limit
+        self._processes = processes
+        self._is_main = processes is None or processes.is_main
+        self.step, self.seconds = 0, 0.0
         self._sums: dict[str, float] = {}
+        self._interruption = Interruption()
+        self._stopping = False
         if found := checkpoints.latest(output):
-            self._step = found[0]
-            checkpoints.restore(found[1], self.model, self.average, self._optimizer)
+            self.step, tensors = found
+            checkpoints.restore(tensors, self.model, self.average, self._optimizer)
+            sums = {key: value for key, value in tensors.items() if key.startswith(_LOG)}
+            self._sums = {key.removeprefix(_LOG): float(value) for key, value in sums.items()}
 
     def __iter__(self) -> Iterator[torch.Generator]:
-        """Yield the random generator of each step that is left; call `update` once in each."""
-        bar = tqdm(total=self._steps, initial=self._step, unit="step", desc=self._output.name)
-        with bar:
-            while self._step < self._steps:
+        """Yield the random generator of each step that is left; call `update` once in each.
+
+        Raises:
+            Stopped: a signal asked to stop; a checkpoint of the last step is kept.
+        """
+        bar = tqdm(
+            total=self._steps,
+            initial=self.step,
+            unit="step",
+            desc=self._output.name,
+            disable=not self._is_main,
+        )
+        with bar, signals_postponed() as self._interruption:
+            while self.step < self._steps:
+                started = time.monotonic()
                 # From (seed, step) alone: a resumed run repeats an unbroken one.
-                yield torch.Generator().manual_seed(self._seed * 1_000_003 + self._step)
-                self._step += 1
-                self._keep()
+                yield torch.Generator().manual_seed(self._seed * 1_000_003 + self.step)
+                self.seconds += time.monotonic() - started
+                if self._is_main:
+                    self._keep()
                 bar.update()
+                if self._stopping and self.step < self._steps:
+                    raise Stopped(
+                        f"stopped after step {self.step}; the same command goes on from there.",
+                        self._interruption.signal_number or signal.SIGTERM,
+                    )
 
     def update(self, losses: dict[str, Tensor]) -> None:
         """One optimizer step on the sum of `losses`.
@@ -95,28 +137,55 @@ class TrainingLoop(Generic[Model]):
             NumericalError: the loss is not finite; the last checkpoint stays as it is.
         """
         loss = torch.stack(list(losses.values())).sum()
-        if not torch.isfinite(loss.detach()):
+        # The processes have to agree on whether to go on: one that left would keep the others
+        # waiting for its gradients.
+        asked_to_stop = loss.new_tensor(float(self._interruption.signal_number is not None))
+        shared = torch.stack([*(value.detach() for value in losses.values()), asked_to_stop])
+        if self._processes is not None:
+            self._processes.average_(shared)
+        *values, stopping = shared.tolist()
+        self._stopping = stopping > 0
+        if not all(math.isfinite(value) for value in values):
             raise NumericalError(
-                f"the loss is not finite at step {self._step + 1}; the last checkpoint is kept: "
+                f"the loss is not finite at step {self.step + 1}; the last checkpoint is kept: "
                 "resume with a lower learning rate."
             )
+        factor = 1.0 if self._schedule == "constant" else warmup_cosine(self.step, self._steps)
         for group in self._optimizer.param_groups:
-            group["lr"] = self._learning_rate * warmup_cosine(self._step, self._steps)
+            group["lr"] = self._learning_rate * factor
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self._trained, GRADIENT_NORM)
+        if self._processes is not None:
+            self._average_gradients(self._processes)
+        if self._gradient_norm is not None:
+            nn.utils.clip_grad_norm_(self._trained, self._gradient_norm)
         self._optimizer.step()
-        checkpoints.update_average(self.average, self.model, self._step, self._decay)
-        for name, value in losses.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value.detach()) / LOG_EVERY
+        checkpoints.update_average(self.average, self.model, self.step, self._decay)
+        for name, value in zip(losses, values, strict=True):
+            self._sums[name] = self._sums.get(name, 0.0) + value / LOG_EVERY
+        self.step += 1
+
+    def _average_gradients(self, processes: Processes) -> None:
+        gradients = [p.grad for p in self._trained if p.grad is not None]
+        flat = processes.average_(torch.cat([gradient.flatten() for gradient in gradients]))
+        for gradient, part in zip(
+            gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True
+        ):
+            gradient.copy_(part.view_as(gradient))
 
     def _keep(self) -> None:
-        if self._step % LOG_EVERY == 0:
-            self.log.write(self._step, self._sums)
+        if self.step % LOG_EVERY == 0:
+            self.log.write(self.step, self._sums)
             self._sums = {}
-        if self._step % self._checkpointing_steps == 0 or self._step == self._steps:
+        due = self.step % self._checkpointing_steps == 0
+        if due or self._stopping or self.step == self._steps:
             tensors = checkpoints.training_tensors(self.model, self.average, self._optimizer)
-            checkpoints.save(self._output, self._step, tensors)
+            # What the next line of the log is to be the mean of.
+            tensors |= {
+                _LOG + name: torch.tensor(value, dtype=torch.float64)
+                for name, value in self._sums.items()
+            }
+            checkpoints.save(self._output, self.step, tensors, self._keep_checkpoints)
 
 
 def warmup_cosine(step: int, steps: int, warmup: int = 100, floor: float = 0.02) -> float:

@@ -1,0 +1,310 @@
+"""Latents of training pictures, clean and measured, computed once and kept on disk in shards.
+
+Encoding is almost all of the time that training an operator takes. A cache lies in a folder that is
+named by the hash of everything it depends on; its shards appear under their names only when they
+are complete on disk, so that an interrupted run goes on where it stopped.
+
+Kept is the mode of the autoencoder's posterior, not its moments: the restoration encodes the
+measurement by its mode, and the mode is also the posterior's median, so an operator trained with L1
+on samples of the posterior would tend to the same answer, only more slowly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from operators.degradation import Degradation
+from operators.pixel import measure
+from silo.checkpoints import sync
+from silo.errors import Stopped
+from silo.interruption import signals_postponed
+from silo.prior import LatentPrior
+from silo.processes import Processes
+from silo.training_pictures import TrainingPictures
+
+FORMAT = 1
+SHARD = 64  # pictures
+ENCODED_AT_ONCE = 8
+_MEASUREMENT_STREAM = 1 << 40  # far above what the crops are drawn from
+
+Item = TypeVar("Item")
+Prepared = TypeVar("Prepared")
+
+
+@dataclass(frozen=True)
+class LatentPairs:
+    """A batch of training examples.
+
+    Attributes:
+        clean: (B, C, h, w) E(x).
+        measured: (B, C, h, w) E(A(x) + n).
+        noise_sigma: (B,) the standard deviation of each n, in [0, 1] units.
+        mask: (B, 1, H, W), 1 = known, or None where A has none.
+    """
+
+    clean: Tensor
+    measured: Tensor
+    noise_sigma: Tensor
+    mask: Tensor | None
+
+    def to(self, device: torch.device) -> LatentPairs:
+        """The same on another device."""
+        mask = None if self.mask is None else self.mask.to(device)
+        return LatentPairs(
+            self.clean.to(device), self.measured.to(device), self.noise_sigma.to(device), mask
+        )
+
+
+class LatentCache:
+    """Pairs (E(x), E(A(x) + n)) on disk: `draws` of them for each picture.
+
+    Attributes:
+        key: the hash of everything that the pairs depend on.
+        side: of the pictures, in pixels.
+        draws: how many measurements there are of each picture.
+        seconds: how long encoding took in this run, 0 for a warm cache.
+        encoded: how many pictures, clean and measured, were encoded in this run.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        prior: LatentPrior,
+        pictures: TrainingPictures,
+        degradation: Degradation,
+        *,
+        name: str,
+        noise_range: tuple[float, float],
+        draws: int,
+        processes: Processes,
+    ) -> None:
+        """Open the cache in `folder`, encoding first what it lacks, shared among the processes.
+
+        Args:
+            folder: of all caches; each has a folder of its own inside.
+            prior: whose autoencoder encodes.
+            pictures: the clean pictures.
+            degradation: A; the noise level of each measurement is drawn from `noise_range`.
+            name: of the degradation, for people who look into the folder.
+            noise_range: (low, high) of the noise levels, in [0, 1] units.
+            draws: measurements of each picture, each with its own noise (and mask).
+            processes: those that train together.
+
+        Raises:
+            Stopped: a signal asked to stop; complete shards are kept.
+        """
+        started = time.monotonic()
+        self.side, self._count, self.draws = pictures.resolution, len(pictures), draws
+        self._has_mask, self.encoded = degradation.needs_mask, 0
+        clean = {
+            "format": FORMAT,
+            "autoencoder": prior.autoencoder_hash(),
+            **pictures.describe(),
+        }
+        measured = {
+            **clean,
+            # The noise level is what `noise_range` says; that of the description is for restoring.
+            "degradation": replace(degradation, noise_sigma=0.0).to_dict(),
+            "noise_range": list(noise_range),
+            "draws": draws,
+        }
+        self.key = _key(measured)
+        clean_folder = folder / f"clean-{_key(clean)[:16]}"
+        measured_folder = folder / f"{name}-{self.key[:16]}"
+
+        with signals_postponed() as interruption, torch.no_grad():
+
+            def encode(images: Tensor) -> Tensor:
+                if interruption.signal_number is not None:
+                    raise Stopped(
+                        "stopped while encoding; the same command goes on from there.",
+                        interruption.signal_number,
+                    )
+                self.encoded += len(images)
+                return prior.encode(images).half().cpu().contiguous()
+
+            make = partial(_clean_shard, pictures, encode=encode)
+            _fill(clean_folder, clean, len(pictures), make, processes)
+            make = partial(
+                _measured_shard, pictures, degradation, noise_range, draws, encode=encode
+            )
+            _fill(measured_folder, measured, len(pictures), make, processes)
+        self.seconds = time.monotonic() - started if self.encoded else 0.0
+        self._clean, self._measured = _Shards(clean_folder), _Shards(measured_folder)
+
+    def __len__(self) -> int:
+        """How many pairs there are: pictures times draws."""
+        return self._count * self.draws
+
+    def pairs(self, picks: Tensor) -> LatentPairs:
+        """The pairs of the numbers `picks` (B,), from 0 to len - 1, as float32."""
+        examples = [divmod(pick, self.draws) for pick in picks.tolist()]
+        clean = torch.stack([self._clean.row("clean", i) for i, _ in examples])
+        rows = {
+            key: torch.stack([self._measured.row(key, i)[draw] for i, draw in examples])
+            for key in ("measured", "noise_sigma", *(("mask",) if self._has_mask else ()))
+        }
+        mask = _unpack(rows["mask"], self.side) if self._has_mask else None
+        return LatentPairs(clean.float(), rows["measured"].float(), rows["noise_sigma"], mask)
+
+
+def _clean_shard(
+    pictures: TrainingPictures, indices: range, *, encode: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
+    batches = _ahead(_batches(indices), lambda each: _crops(pictures, each))
+    return {"clean": torch.cat([encode(images) for images in batches])}
+
+
+def _measured_shard(
+    pictures: TrainingPictures,
+    degradation: Degradation,
+    noise_range: tuple[float, float],
+    draws: int,
+    indices: range,
+    *,
+    encode: Callable[[Tensor], Tensor],
+) -> dict[str, Tensor]:
+    def prepare(each: range) -> dict[str, Tensor]:
+        return _measurements(pictures, each, degradation, noise_range, draws)
+
+    parts: dict[str, list[Tensor]] = {}
+    for batch in _ahead(_batches(indices), prepare):
+        images = batch.pop("images").flatten(0, 1).split(ENCODED_AT_ONCE)
+        latents = torch.cat([encode(some) for some in images])
+        batch["measured"] = latents.unflatten(0, (-1, draws))
+        for key, tensor in batch.items():
+            parts.setdefault(key, []).append(tensor)
+    return {key: torch.cat(tensors) for key, tensors in parts.items()}
+
+
+def _crops(pictures: TrainingPictures, indices: range) -> Tensor:
+    return torch.stack([pictures.crop(index) for index in indices])
+
+
+def _measurements(
+    pictures: TrainingPictures,
+    indices: range,
+    degradation: Degradation,
+    noise_range: tuple[float, float],
+    draws: int,
+) -> dict[str, Tensor]:
+    """Measurements (B, draws, 3, H, W) at full size, not encoded, with noise levels and masks."""
+    operator = degradation.operator()
+    side, (low, high) = pictures.resolution, noise_range
+    images, sigmas, masks = [], [], []
+    for index in indices:
+        picture = pictures.crop(index)[None]
+        for draw in range(draws):
+            seed = _MEASUREMENT_STREAM + (pictures.seed * 1_000_003 + index) * 1009 + draw
+            generator = torch.Generator().manual_seed(seed)
+            sigma = low + (high - low) * float(torch.rand((), generator=generator))
+            mask = operator.draw_mask(side, side, generator)
+            y = measure(picture, degradation.with_noise(sigma), generator, mask)
+            images.append(operator.to_full_size(y)[0])
+            sigmas.append(sigma)
+            if mask is not None:
+                masks.append(_pack(mask[0]))
+    result = {"images": torch.stack(images), "noise_sigma": torch.tensor(sigmas)}
+    if masks:
+        result["mask"] = torch.stack(masks)
+    return {key: value.unflatten(0, (-1, draws)) for key, value in result.items()}
+
+
+def _pack(mask: Tensor) -> Tensor:
+    """(1, H, W) of 0 and 1 as bits."""
+    return torch.from_numpy(np.packbits(mask.bool().flatten().numpy()))
+
+
+def _unpack(bits: Tensor, side: int) -> Tensor:
+    """Undo `_pack` for (B, bytes): (B, 1, side, side)."""
+    pixels = np.unpackbits(bits.numpy(), axis=1, count=side * side)
+    return torch.from_numpy(pixels).float().view(len(bits), 1, side, side)
+
+
+def _key(description: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+
+
+def _batches(indices: range) -> list[range]:
+    return [indices[i : i + ENCODED_AT_ONCE] for i in range(0, len(indices), ENCODED_AT_ONCE)]
+
+
+def _ahead(items: Iterable[Item], prepare: Callable[[Item], Prepared]) -> Iterator[Prepared]:
+    """`prepare` each item in a thread, one ahead, so that the encoder does not wait for it."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = None
+        for item in items:
+            following = pool.submit(prepare, item)
+            if coming is not None:
+                yield coming.result()
+            coming = following
+        if coming is not None:
+            yield coming.result()
+
+
+def _fill(
+    folder: Path,
+    description: dict[str, Any],
+    count: int,
+    make: Callable[[range], dict[str, Tensor]],
+    processes: Processes,
+) -> None:
+    """Write the shards that `folder` lacks, those of this process's number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if processes.is_main:
+        (folder / "cache.json").write_text(json.dumps(description, indent=1))
+    shards = [range(first, min(first + SHARD, count)) for first in range(0, count, SHARD)]
+    own = [number for number in range(len(shards)) if number % processes.count == processes.rank]
+    missing = [number for number in own if not _is_complete(_shard(folder, number))]
+    for number in tqdm(missing, desc=f"encoding {folder.name}", unit="shard"):
+        tensors = make(shards[number])
+        aside = _shard(folder, number).with_suffix(".partial")
+        save_file(tensors, aside)
+        sync(aside)
+        os.replace(aside, _shard(folder, number))
+        sync(folder)
+    processes.wait()
+
+
+def _shard(folder: Path, number: int) -> Path:
+    return folder / f"{number:05d}.safetensors"
+
+
+def _is_complete(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    try:
+        with safe_open(path, "pt"):  # compares the header with the size of the file
+            return True
+    except SafetensorError:  # damaged by the file system: made again
+        return False
+
+
+class _Shards:
+    """Rows of the tensors in a folder of shards, read when asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._open: dict[int, Any] = {}
+
+    def row(self, name: str, index: int) -> Tensor:
+        number, row = divmod(index, SHARD)
+        if number not in self._open:
+            self._open[number] = safe_open(_shard(self._folder, number), "pt").__enter__()
+        return self._open[number].get_slice(name)[row]

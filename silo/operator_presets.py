@@ -1,0 +1,109 @@
+"""How operators are trained: the settings of the paper's two, and of a small, fast one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from operators.convolutional import CompactCNN, PaperCNN
+from operators.errors import OperatorError
+from operators.latent import LatentOperator
+from operators.readout import ReadoutOperator
+from silo.prior import LatentPrior
+from silo.training_pictures import PAPER_AUGMENTATION, Augmentation
+
+
+@dataclass(frozen=True)
+class OperatorTraining:
+    """What decides an operator, but for the pictures, the degradation and the prior.
+
+    Attributes:
+        architecture: `LatentOperator.architecture` of what is trained.
+        resolution: side of the crops in pixels; None for the prior's native size.
+        pictures: how many crops are encoded.
+        noise_draws: measurements of each crop, each with its own noise level, noise and mask.
+        noise_range: (low, high) of the noise levels, in [0, 1] units.
+        augmentation: how the crops vary.
+        steps: of AdamW, which without weight decay is Adam; the loss is L1.
+        batch: pairs a step.
+        learning_rate: the highest.
+        schedule: of the learning rate, "cosine" or "constant".
+        average_decay: of the weights' moving average, which is what is kept; 0 for the last ones.
+        gradient_norm: longer gradients are shortened to it; None for never.
+        seed: of everything that is drawn.
+    """
+
+    architecture: str = CompactCNN.architecture
+    resolution: int | None = None
+    pictures: int = 2000
+    noise_draws: int = 2
+    noise_range: tuple[float, float] = (0.0, 0.05)
+    augmentation: Augmentation = Augmentation(blurred_rate=0.3)
+    steps: int = 1200
+    batch: int = 8
+    learning_rate: float = 2e-3
+    schedule: str = "cosine"
+    average_decay: float = 0.995
+    gradient_norm: float | None = 1.0
+    seed: int = 0
+
+
+# Section 4 of arXiv 2501.11746 and the authors' code, but for two things: they encode afresh in
+# every step what is drawn here from a cache, and draw one t and one noise level a batch, not a
+# sample. Their noise levels are for pictures in [-1, 1]: twice these.
+PRESETS: Mapping[str, OperatorTraining] = MappingProxyType(
+    {
+        "fast": OperatorTraining(),
+        "paper-cnn": OperatorTraining(
+            architecture=PaperCNN.architecture,
+            pictures=60_000,
+            noise_draws=4,
+            noise_range=(0.0, 0.02),
+            augmentation=PAPER_AUGMENTATION,
+            steps=100_000,
+            batch=16,
+            learning_rate=1e-3,
+            schedule="constant",
+            average_decay=0.0,
+            gradient_norm=None,
+        ),
+        "paper-readout": OperatorTraining(
+            architecture=ReadoutOperator.architecture,
+            pictures=60_000,
+            noise_draws=4,
+            augmentation=PAPER_AUGMENTATION,
+            steps=75_000,
+            batch=16,
+            learning_rate=2e-4,
+            schedule="constant",
+            average_decay=0.0,
+            gradient_norm=None,
+        ),
+    }
+)
+
+
+def build_operator(
+    architecture: str, prior: LatentPrior, resolution: int, *, mask: bool
+) -> LatentOperator:
+    """An untrained operator that fits a prior and, where its size is fixed, the resolution.
+
+    Raises:
+        OperatorError: it cannot read a mask, and the degradation has one that varies.
+    """
+    channels = prior.latent_channels
+    if architecture == CompactCNN.architecture:
+        return CompactCNN(channels, mask=mask, scale=prior.scale_factor)
+    size = resolution // prior.scale_factor
+    if architecture == ReadoutOperator.architecture:
+        return ReadoutOperator(
+            prior.feature_channels,
+            channels,
+            embedding_dim=prior.embedding_dim,
+            sigma_map_size=size,
+            mask=mask,
+        )
+    if mask:
+        raise OperatorError("The paper's CNN reads no mask: choose --preset fast or paper-readout.")
+    return PaperCNN(channels, size, prior.embedding_dim)

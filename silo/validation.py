@@ -1,0 +1,102 @@
+"""How good an operator is: its error on held-out latents, and a few pictures restored with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from operators.catalog import TASKS, Task
+from silo.data import PhotoFile, center_crop
+from silo.images import save_png
+from silo.latent_cache import LatentCache, LatentPairs
+from silo.metrics import scores
+from silo.prior import LatentPrior
+from silo.request import RestorationRequest
+from silo.restorer import Restorer, Result
+
+# Enough to rank operators by, though not to restore well; the loss alone does not rank them.
+RESTORATION_STEPS = 25
+CHUNK = 8
+
+
+@torch.no_grad()
+def latent_errors(
+    predict: Callable[[LatentPairs, torch.Generator], Tensor], held_out: LatentCache
+) -> dict[str, float]:
+    """Errors per latent element over all held-out pairs: L1 and RMSE, and L1 of H = identity.
+
+    Args:
+        predict: H_theta, on pairs and with a generator for what else it reads.
+        held_out: pairs that were not trained on.
+    """
+    total = {"l1": 0.0, "l1_identity": 0.0, "square": 0.0}
+    generator = torch.Generator().manual_seed(0)
+    for picks in torch.arange(len(held_out)).split(CHUNK):
+        pairs = held_out.pairs(picks)
+        error = predict(pairs, generator).float().cpu() - pairs.measured
+        share = len(picks) / len(held_out)
+        total["l1"] += share * float(error.abs().mean())
+        total["square"] += share * float(error.square().mean())
+        total["l1_identity"] += share * float(F.l1_loss(pairs.clean, pairs.measured))
+    square = total.pop("square")
+    return {**total, "rmse": square**0.5}
+
+
+@dataclass(frozen=True)
+class Restorations:
+    """A few held-out pictures that are degraded and restored again and again, always alike.
+
+    Attributes:
+        prior: restores them.
+        task: what degrades them.
+        files: the pictures.
+    """
+
+    prior: LatentPrior
+    task: Task
+    files: list[PhotoFile]
+
+    def run(self, operator: Path, grid: Path) -> dict[str, float | int]:
+        """Restore them with the operator in a folder, and write a picture of clean ones,
+        measurements and restorations side by side.
+
+        Returns:
+            Means over the pictures: PSNR and, where its weights are at hand (`silo.lpips`), LPIPS
+            of the restorations and of the measurements.
+        """  # noqa: D205
+        restorer = Restorer(self.prior, operator=operator)
+        results = [self._restore(restorer, file) for file in self.files]
+        save_png(grid, torch.cat([_strip(result) for result in results], dim=-2))
+        pairs = [scores(result) for result in results]
+        means: dict[str, float | int] = {"pictures": len(results), "steps": RESTORATION_STEPS}
+        for name in ("psnr", "lpips"):
+            for title, which in (("", 0), ("_measurement", 1)):
+                values = [getattr(pair[which], name) for pair in pairs]
+                if None not in values:
+                    means[name + title] = round(mean(values), 4)
+        return means
+
+    def _restore(self, restorer: Restorer, file: PhotoFile) -> Result:
+        size = self.prior.native_size
+        request = RestorationRequest(
+            self.task.name,
+            center_crop(file.load(size), size)[None],
+            simulate=True,
+            degradation=None if self.task.name in TASKS else self.task.degradation,
+            steps=RESTORATION_STEPS,
+        )
+        *_, result = restorer.restore(request)
+        assert isinstance(result, Result), "a restoration ends with its result"
+        return result
+
+
+def _strip(result: Result) -> Tensor:
+    """Clean, measurement and restoration side by side, (1, 3, H, 3 W)."""
+    assert result.clean is not None, "validation simulates the damage"
+    return torch.cat([result.clean, result.measurement, result.images], dim=-1)

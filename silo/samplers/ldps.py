@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from silo.samplers.dps import diffusion_posterior_sampling, distance, psld_scales
+from silo.samplers.dps import diffusion_posterior_sampling, psld_scales
+from silo.samplers.guidance import distance
 from silo.samplers.problem import Problem, Sampler, Step
 from silo.schedule import Schedule
+
+if TYPE_CHECKING:
+    from silo.prior import Prediction
 
 
 def ldps(
@@ -24,7 +29,7 @@ def ldps(
     Per step: one denoiser evaluation and one decoding, and the gradient through both.
     """
 
-    def loss(clean: Tensor) -> Tensor:
+    def loss(clean: Tensor, prediction: Prediction) -> Tensor:
         return omega * distance(problem.degrade(problem.decode(clean)), problem.measurement)
 
     return diffusion_posterior_sampling(problem, schedule, generators=generators, loss=loss)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from silo.samplers.dps import diffusion_posterior_sampling, distance, psld_scales
+from silo.samplers.dps import diffusion_posterior_sampling, psld_scales
+from silo.samplers.guidance import distance
 from silo.samplers.problem import Problem, Sampler, Step
 from silo.schedule import Schedule
+
+if TYPE_CHECKING:
+    from silo.prior import Prediction
 
 
 def psld(
@@ -29,13 +34,13 @@ def psld(
     the same prompt twice and pastes the clean picture outside of a hole; this does neither.
     """
 
-    def loss(clean: Tensor) -> Tensor:
+    def loss(clean: Tensor, prediction: Prediction) -> Tensor:
         image = problem.decode(clean)
-        error = problem.measurement - problem.degrade(image)
-        glued = image + _transpose(error, problem.degradation.operator().downscale)
-        return omega * distance(error, torch.zeros_like(error)) + gamma * distance(
-            problem.prior.encode(glued), clean
-        )
+        measured = problem.degrade(image)
+        misfit = distance(measured, problem.measurement)
+        downscale = problem.degradation.operator().downscale
+        glued = image + _transpose(problem.measurement - measured, downscale)
+        return omega * misfit + gamma * distance(problem.prior.encode(glued), clean)
 
     return diffusion_posterior_sampling(problem, schedule, generators=generators, loss=loss)
 

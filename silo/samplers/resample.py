@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from silo.samplers.dps import distance, guidance
+from silo.samplers.guidance import distance, guidance
 from silo.samplers.problem import Problem, Sampler, Step, standard_normal
 from silo.schedule import Schedule, ddim, posterior_variance, to_clean, to_epsilon
+
+if TYPE_CHECKING:
+    from silo.prior import Prediction
 
 PUBLISHED_STEPS = 500
 TRAVEL = 5  # denoiser evaluations of a time travel
@@ -28,23 +32,24 @@ def resample(
     pixel_iterations: int,
     latent_iterations: int,
 ) -> Generator[Step, None, None]:
-    """DPS with the loss zeta abar_t ||A(D(z0hat)) - y||_2, and resampling; cf. `Sampler`.
+    """DPS with the loss ||A(D(z0hat)) - y||_2 in steps of zeta abar_t, and resampling.
 
     In the last two thirds, every `interval`th step is followed by a few without guidance. Their
     clean estimate is made consistent with y, in pixels and encoded, or in the last third of the
     steps as a latent; then it is noised back to the level of the step. At the end, the latent is
-    made consistent once more.
+    made consistent once more. For the other arguments see `Sampler`; `gamma` is the scale of the
+    variance that the noise is given, `zeta` half in the paper.
     """
     levels = list(schedule)
     third = len(levels) // 3
     z = standard_normal(generators, problem.measurement_latent)
+
+    def loss(clean: Tensor, prediction: Prediction) -> Tensor:
+        return distance(problem.degrade(problem.decode(clean)), problem.measurement)
+
     for index, (t, alpha_bar, alpha_bar_prev) in enumerate(levels):
-
-        def loss(clean: Tensor, scale: float = zeta * alpha_bar) -> Tensor:
-            return scale * distance(problem.degrade(problem.decode(clean)), problem.measurement)
-
         clean, epsilon, losses, gradient = guidance(problem, z, t, alpha_bar, loss)
-        z = ddim(clean, epsilon, alpha_bar_prev) - gradient
+        z = ddim(clean, epsilon, alpha_bar_prev) - zeta * alpha_bar * gradient
         left = len(levels) - 1 - index
         if left == 0:
             z = _consistent(problem, z, problem.decode, LATENT_LR, latent_iterations)

@@ -1,0 +1,56 @@
+"""The clean estimate of a noisy latent, and the gradient of a loss of it through the denoiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.linalg import vector_norm
+
+from silo.samplers.problem import Problem
+from silo.schedule import to_clean, to_epsilon
+
+if TYPE_CHECKING:
+    from silo.prior import Prediction
+
+    # Of clean estimates (B, C, h, w) and the denoiser evaluation they came from: (B,).
+    Loss = Callable[[Tensor, Prediction], Tensor]
+
+
+class Guidance(NamedTuple):
+    """What one differentiated denoiser evaluation tells; no tensor carries a gradient.
+
+    Attributes:
+        clean: (B, C, h, w) z0hat.
+        epsilon: (B, C, h, w) epshat.
+        losses: (B,) the loss of each sample.
+        gradient: (B, C, h, w) of each sample's loss in its z_t.
+    """
+
+    clean: Tensor
+    epsilon: Tensor
+    losses: Tensor
+    gradient: Tensor
+
+
+def guidance(problem: Problem, z: Tensor, t: int, alpha_bar: float, loss: Loss) -> Guidance:
+    """Evaluates the denoiser once at z_t, (B, C, h, w), and differentiates the loss of z0hat.
+
+    A function of its own so that nothing that holds the networks' graphs outlives the call.
+    """
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        prediction = problem.predict(z, t)
+        prediction_type = problem.prior.prediction_type
+        clean = to_clean(z, prediction.output, alpha_bar, prediction_type)
+        losses = loss(clean, prediction)
+        (gradient,) = torch.autograd.grad(losses.sum(), z)
+    epsilon = to_epsilon(z.detach(), prediction.output.detach(), alpha_bar, prediction_type)
+    return Guidance(clean.detach(), epsilon, losses.detach(), gradient)
+
+
+def distance(a: Tensor, b: Tensor) -> Tensor:
+    """||a - b||_2 of each sample of tensors (1 or B, C, H, W): (B,); its subgradient at 0 is 0."""
+    return vector_norm(a - b, dim=(1, 2, 3))

@@ -378,11 +378,16 @@ def transcribed(name: str, prior: LatentPrior, task: Problem, z: torch.Tensor, s
 
 
 @pytest.mark.parametrize("make", [LatentPrior.load, variational])
-@pytest.mark.parametrize("damage", TASKS)
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        (name, damage)
+        for name in PEERS
+        for damage, degradation in TASKS.items()
+        if degradation.operator().linear or not SAMPLERS[name].linear_only
+    ],
+)
 def test_a_step_on_real_networks_is_the_transcribed_equation(name, damage, make, tiny_prior_folder):
-    if damage == "jpeg" and SAMPLERS[name].linear_only:
-        pytest.skip("it refuses what is not linear")
     prior = make(tiny_prior_folder)
     task = real_problem(prior, TASKS[damage])
     schedule = spaced(prior.alphas_cumprod, 3)

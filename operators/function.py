@@ -70,7 +70,12 @@ class FunctionOperator(PixelOperator):
 
 
 def register(function: Callable[..., Tensor], name: str, sha256: str) -> FunctionOperator:
-    """Make a function known to this process, and return the operator that runs it."""
+    """Make a function known to this process, and return the operator that runs it.
+
+    Raises:
+        OperatorError: it is no function of (images) or of (images, generator).
+    """
+    takes_generator(function)
     operator = FunctionOperator(name, sha256)
     _REGISTERED[name, sha256] = function
     return operator

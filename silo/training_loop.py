@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,10 @@ from tqdm import tqdm
 from silo import checkpoints
 from silo.errors import NumericalError, Stopped
 from silo.interruption import Interruption, signals_postponed
-from silo.processes import Processes
 from silo.training_log import TrainingLog
+
+if TYPE_CHECKING:  # it imports accelerate, which takes seconds
+    from silo.processes import Processes
 
 GRADIENT_NORM = 1.0
 LOG_EVERY = 50

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from silo.hub import reachable
@@ -164,6 +166,17 @@ def _answers(url: str) -> bool:
             return True
     except (urllib.error.URLError, TimeoutError):
         return False
+
+
+@pytest.fixture(scope="session")
+def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 pictures of smooth colours, 80 x 64, one or more of them held out of training."""
+    folder = tmp_path_factory.mktemp("photos")
+    generator = np.random.default_rng(0)
+    for index in range(60):
+        pixels = generator.integers(0, 256, (8, 10, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((80, 64)).save(folder / f"p{index}.png")
+    return folder
 
 
 def _tokenizer() -> CLIPTokenizer:

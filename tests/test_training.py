@@ -1,4 +1,7 @@
 import json
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +11,7 @@ import torch
 from PIL import Image
 
 from operators.latent import LatentOperator
+from silo import checkpoints
 from silo.data import Photo
 from silo.errors import NumericalError
 from silo.prior import LatentPrior
@@ -17,10 +21,11 @@ from silo.train_autoencoder import (
     train_autoencoder,
 )
 from silo.train_operator import main as train_operator
-from silo.train_operator import training_pictures
 from silo.train_prior import main as train_prior
+from silo.training_log import TrainingLog
 from silo.training_loop import TrainingLoop, warmup_cosine
 
+ROOT = Path(__file__).parent.parent
 AUTOENCODER = AutoencoderTraining(
     latent_channels=4,
     width=8,
@@ -127,17 +132,6 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_state_kept(tmp_path:
     assert torch.equal(run(2, poison=False).model.weight, good)
 
 
-def test_training_pictures_repeat_and_some_are_blurred() -> None:
-    noisy = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    photos = [Photo("p", "", noisy)]
-    pictures = training_pictures(photos, 40, 48, 0, blurred_rate=0.5)
-    again = training_pictures(photos, 40, 48, 0, blurred_rate=0.5)
-    assert torch.equal(pictures, again)
-    detail = pictures.float().diff(dim=-1).abs().mean((1, 2, 3))
-    blurred = (detail < 0.5 * detail.max()).float().mean()
-    assert 0.2 < blurred < 0.8
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     data = tmp_path / "photos"
@@ -166,6 +160,7 @@ def test_train_prior_makes_a_prior_and_train_operator_an_operator_for_it(
     arguments += ["--pretrained_model_name_or_path", str(output / "pipeline")]
     arguments += ["--train_data_dir", str(folder), "--output_dir", str(tmp_path / "operators")]
     arguments += ["--resolution", "64", "--pictures", "6", "--max_train_steps", "3"]
+    arguments += ["--num_validation_images", "0"]
     assert train_operator(arguments) == 0
     for task, mask in (("super_resolution_x4", False), ("inpainting_free", True)):
         operator = LatentOperator.from_pretrained(tmp_path / "operators" / task)
@@ -174,3 +169,58 @@ def test_train_prior_makes_a_prior_and_train_operator_an_operator_for_it(
         assert operator.metadata["errors"]["l1"] > 0
         card = (tmp_path / "operators" / task / "README.md").read_text()
         assert task in card and "$" not in card
+
+
+LOOP = """
+import sys, torch
+from pathlib import Path
+from silo.training_log import TrainingLog
+from silo.training_loop import TrainingLoop
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(64, 512), torch.nn.SiLU(), torch.nn.Linear(512, 64))
+loop = TrainingLoop(model, Path(sys.argv[1]), steps=int(sys.argv[2]), learning_rate=0.01,
+                    decay=0.9, seed=0, checkpointing_steps=1)
+for generator in loop:
+    inputs = torch.randn(8, 64, generator=generator)
+    loop.update({"loss": (model(inputs) - inputs.flip(1)).square().mean()})
+    print(loop.step, flush=True)
+"""
+
+
+def test_killed_while_saving_again_and_again_it_trains_to_the_same(tmp_path: Path) -> None:
+    steps = 120
+
+    def run(folder: Path, kill_after: int | None) -> None:
+        command = [sys.executable, "-c", LOOP, str(folder), str(steps)]
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT
+        ) as process:
+            assert process.stdout is not None
+            for count, _ in enumerate(process.stdout):
+                if count == kill_after:  # it is saving most of the time
+                    process.send_signal(signal.SIGKILL)
+                    break
+
+    run(tmp_path / "unbroken", None)
+    for kill_after in (0, 17, 23, 31):
+        run(tmp_path / "broken", kill_after)
+    run(tmp_path / "broken", None)
+    (step, expected), (_, found) = (
+        checkpoints.latest(tmp_path / name) or (0, {}) for name in ("unbroken", "broken")
+    )
+    assert step == steps and expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, found[name]), name
+    logs = [TrainingLog(tmp_path / name / "log.jsonl").read() for name in ("unbroken", "broken")]
+    assert len(logs[0]) == 2
+    assert [line["loss"] for line in logs[0]] == [line["loss"] for line in logs[1]]
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_half_a_line_at_the_end_of_a_log_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    TrainingLog(path).write(50, {"loss": 1.0})
+    path.write_text(path.read_text() + '{"step": 100, "lo')
+    log = TrainingLog(path)
+    log.write(100, {"loss": 0.5})
+    assert [line["loss"] for line in log.read()] == [1.0, 0.5]

@@ -1,0 +1,231 @@
+"""Training operators from end to end, with a prior of random weights."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from operators.convolutional import PaperCNN
+from operators.latent import LatentOperator
+from operators.readout import ReadoutOperator
+from silo.__main__ import main
+from silo.images import load_image
+from silo.operator_presets import PRESETS
+from silo.training_log import TrainingLog
+
+ROOT = Path(__file__).parent.parent
+# Random weights make latents that hardly differ: too little to learn from.
+EMBEDDED = ["--pretrained_model_name_or_path", "tiny"]
+
+
+@pytest.fixture
+def options(photo_folder: Path, tiny_prior_folder: Path, tmp_path: Path) -> list[str]:
+    """A short run of super-resolution; later options win."""
+    return [
+        *("--task", "super_resolution_x4", "--train_data_dir", str(photo_folder)),
+        *("--pretrained_model_name_or_path", str(tiny_prior_folder)),
+        *("--output_dir", str(tmp_path / "out"), "--latent_cache_dir", str(tmp_path / "latents")),
+        *("--resolution", "64", "--pictures", "12", "--max_train_steps", "3"),
+        *("--train_batch_size", "4", "--num_validation_images", "0", "--mixed_precision", "no"),
+    ]
+
+
+def _train(*options: str) -> int:
+    return main(["train-operator", *options])
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_an_operator_learns_and_says_how_well(options: list[str], tmp_path: Path, capsys) -> None:
+    more = [*EMBEDDED, "--task", "inpainting_box", "--pictures", "40"]
+    more += ["--max_train_steps", "60", "--validation_steps", "30", "--lr_scheduler", "constant"]
+    assert _train(*options, *more) == 0
+    output = capsys.readouterr().out
+    assert "pictures/s encoded" in output and "samples/s" in output
+    operator = LatentOperator.from_pretrained(tmp_path / "out" / "inpainting_box")
+    errors = operator.metadata["errors"]
+    assert errors["l1"] < 0.9 * errors["l1_identity"]
+    assert json.loads(output.splitlines()[-1])["l1"] == errors["l1"]
+    log = TrainingLog(tmp_path / "out/.training/inpainting_box/validation.jsonl").read()
+    assert [line["step"] for line in log] == [30, 60]
+    assert log[1]["l1"] < log[0]["l1"] and log[0]["l1_identity"] == log[1]["l1_identity"]
+
+
+def test_a_few_pictures_are_restored_and_shown(options: list[str], tmp_path: Path) -> None:
+    more = ["--max_train_steps", "1", "--num_validation_images", "1"]
+    assert _train(*options, *more) == 0
+    folder = tmp_path / "out" / "super_resolution_x4"
+    results = LatentOperator.from_pretrained(folder).metadata["results"]
+    assert results["pictures"] == 1 and results["psnr"] > 5
+    grid = load_image(tmp_path / "out" / "super_resolution_x4.step_000001.png").pixels
+    assert grid.shape == (1, 3, 128, 3 * 128)
+    card = (folder / "README.md").read_text()
+    assert "$" not in card and "--max_train_steps 1 " in card and "1 held-out pictures" in card
+
+
+@pytest.mark.parametrize(
+    ("preset", "kind"), [("paper-cnn", PaperCNN), ("paper-readout", ReadoutOperator)]
+)
+def test_the_papers_operators_are_trained(
+    options: list[str], tmp_path: Path, preset: str, kind: type[LatentOperator]
+) -> None:
+    more = ["--preset", preset, "--noise_draws", "1", "--max_train_steps", "2"]
+    assert _train(*options, *more, "--resolution", "128") == 0
+    first = LatentOperator.from_pretrained(tmp_path / "out" / "super_resolution_x4")
+    assert isinstance(first, kind)
+    training = first.metadata["training"]
+    assert training["learning_rate"] == PRESETS[preset].learning_rate
+    assert (training["schedule"], training["noise_draws"]) == ("constant", 1)
+    assert _train(*options, *more, "--resolution", "128", "--max_train_steps", "4") == 0
+    second = LatentOperator.from_pretrained(tmp_path / "out" / "super_resolution_x4")
+    changed = [
+        name
+        for name, weight in second.state_dict().items()
+        if not torch.equal(weight, first.state_dict()[name])
+    ]
+    assert len(changed) > 0.9 * len(second.state_dict())
+
+
+def test_presets_are_the_papers() -> None:
+    readout, cnn = PRESETS["paper-readout"], PRESETS["paper-cnn"]
+    assert (readout.learning_rate, readout.steps, readout.batch) == (2e-4, 75_000, 16)
+    assert (cnn.learning_rate, cnn.steps, cnn.batch) == (1e-3, 100_000, 16)
+    # Published for pictures in [-1, 1]: up to 0.1 and 0.04.
+    assert (readout.noise_range, cnn.noise_range) == ((0.0, 0.05), (0.0, 0.02))
+
+
+def test_a_masked_readout_operator_reads_its_mask_and_the_papers_cnn_refuses(
+    options: list[str], tmp_path: Path, capsys
+) -> None:
+    free = ["--task", "inpainting_free", "--noise_draws", "1", "--resolution", "128"]
+    assert _train(*options, *free, "--preset", "paper-readout", "--max_train_steps", "1") == 0
+    assert LatentOperator.from_pretrained(tmp_path / "out" / "inpainting_free").uses_mask
+    assert _train(*options, *free, "--preset", "paper-cnn", "--output_dir", str(tmp_path)) == 2
+    assert "reads no mask" in capsys.readouterr().err
+
+
+def test_a_function_of_ones_own_is_trained_and_shown_in_the_card(
+    options: list[str], tmp_path: Path, capsys
+) -> None:
+    source = "def haze(images):\n    return 0.6 * images + 0.4  # `$` stays\n"
+    (tmp_path / "mine.py").write_text(source)
+    own = ["--degradation", f"{tmp_path / 'mine.py'}:haze", "--task", "fog"]
+    assert _train(*options, *own, "--num_validation_images", "1") == 0
+    metadata = LatentOperator.from_pretrained(tmp_path / "out" / "fog").metadata
+    assert metadata["task"] == "fog" and metadata["degradation"]["parameters"]["name"] == "haze"
+    card = (tmp_path / "out" / "fog" / "README.md").read_text()
+    assert "    def haze(images):\n        return 0.6 * images + 0.4  # `$` stays\n" in card
+    assert "--degradation FILE.py:haze" in card
+    assert _train(*options, *own[:2], "--task", "jpeg_q10") == 2
+    assert "another name" in capsys.readouterr().err
+    (tmp_path / "mine.py").write_text("def haze(images):\n    return images * 100\n")
+    assert _train(*options, *own) == 2
+    assert "return images in [-1, 1]" in capsys.readouterr().err
+
+
+def test_a_finished_run_goes_on_and_another_one_does_not_touch_it(
+    options: list[str], tmp_path: Path, capsys
+) -> None:
+    assert _train(*options) == 0
+    weights = _weights(tmp_path / "out" / "super_resolution_x4")
+    assert _train(*options) == 0  # nothing left to do
+    for name, weight in _weights(tmp_path / "out" / "super_resolution_x4").items():
+        assert torch.equal(weight, weights[name])
+    assert _train(*options, "--learning_rate", "0.5") == 2
+    assert "learning_rate" in capsys.readouterr().err
+    assert _train(*options, "--pictures", "13") == 2
+    capsys.readouterr()
+    more = ["--learning_rate", "0.5", "--resume_from_checkpoint", "none"]
+    assert _train(*options, *more) == 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--push_to_hub"], "--hub_model_id"),
+        (["--resolution", "50"], "multiple of 32"),
+        (["--pictures", "0"], "above 0"),
+        (["--train_data_dir", "nowhere"], "nowhere"),
+        (["--degradation", "nowhere.py:f"], "nowhere.py"),
+        (["--task", "blur"], "gaussian_blur"),
+    ],
+)
+def test_a_wrong_call_is_one_line_and_writes_nothing(
+    options: list[str], tmp_path: Path, capsys, wrong: list[str], message: str
+) -> None:
+    assert _train(*options, *wrong) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
+    assert not (tmp_path / "out").exists()
+
+
+def _process(options: list[str], *launcher: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", *launcher, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_two_processes_train_to_what_one_does(options: list[str], tmp_path: Path) -> None:
+    more = [*EMBEDDED, "--task", "inpainting_free", "--max_train_steps", "20"]
+    more += ["--lr_scheduler", "constant"]
+    assert _train(*options, *more) == 0
+    alone = tmp_path / "out" / "inpainting_free"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    both = ["--output_dir", str(tmp_path / "both"), "--latent_cache_dir", str(tmp_path / "others")]
+    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launcher += ["--main_process_port", port, "-m", "silo.train_operator"]
+    with _process([*options, *more, *both, "--device", "cpu"], *launcher) as process:
+        output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert output.count("24 pairs") == 1  # only one of them speaks
+    together = tmp_path / "both" / "inpainting_free"
+    expected = _weights(alone)
+    for name, weight in _weights(together).items():  # 20 steps change it by up to 0.04
+        torch.testing.assert_close(weight.float(), expected[name].float(), atol=5e-4, rtol=1e-3)
+    one, two = (
+        LatentOperator.from_pretrained(folder).metadata["errors"] for folder in (alone, together)
+    )
+    assert two["l1"] == pytest.approx(one["l1"], abs=1e-3)
+
+
+def test_sigterm_saves_at_the_end_of_a_step_and_the_run_goes_on(
+    options: list[str], tmp_path: Path
+) -> None:
+    more = ["--max_train_steps", "100", "--checkpointing_steps", "1000"]
+    unbroken = ["--output_dir", str(tmp_path / "unbroken")]
+    assert _train(*options, *more, *unbroken) == 0  # and the cache is warm
+    working = tmp_path / "out" / ".training" / "super_resolution_x4"
+    with _process([*options, *more], "-m", "silo", "train-operator") as process:
+        while not (working / "log.jsonl").is_file() and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate()
+    assert process.returncode == 143, errors
+    assert "goes on from there" in errors.splitlines()[-1]
+    (checkpoint,) = working.glob("step_*")
+    assert 50 <= int(checkpoint.name.removeprefix("step_")) < 100
+    assert _train(*options, *more) == 0
+    expected = _weights(tmp_path / "unbroken" / "super_resolution_x4")
+    for name, weight in _weights(tmp_path / "out" / "super_resolution_x4").items():
+        assert torch.equal(weight, expected[name])
+    reference = tmp_path / "unbroken" / ".training" / "super_resolution_x4" / "log.jsonl"
+    assert [line["l1"] for line in TrainingLog(working / "log.jsonl").read()] == [
+        line["l1"] for line in TrainingLog(reference).read()
+    ]

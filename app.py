@@ -13,23 +13,26 @@ from silo.caption import Captioner
 from silo.decoding import MAX_FILE_BYTES
 from silo.devices import pick_device, pick_dtype
 from silo.errors import SiloError
-from silo.prior import load_or_embedded
+from silo.prior import LatentPrior, load_or_embedded
 from silo.prior_files import EMBEDDED_NAME
-from silo.restorer import Restorer
+from silo.ui.models import Models
 from silo.ui.page import build
 from silo.ui.style import CSS, theme
 
+USUAL_PRIOR = os.environ.get("SILO_PRIOR", EMBEDDED_NAME)
 MAX_WAITING = 20  # visitors; one more is told that the queue is full
 
 
-def load_restorer() -> Restorer:
-    """Load the prior that SILO_PRIOR names, the embedded one by default, on the fastest device."""
+def load_prior(name: str) -> LatentPrior:
+    """Load a prior on the fastest device; where the Hub lacks the usual one, the embedded one."""
     device = pick_device()
-    name = os.environ.get("SILO_PRIOR", EMBEDDED_NAME)
-    prior, notice = load_or_embedded(name, device=device, dtype=pick_dtype(device))
+    dtype = pick_dtype(device)
+    if name != USUAL_PRIOR:  # a visitor's choice, not to be replaced by another
+        return LatentPrior.load(name, device=device, dtype=dtype)
+    prior, notice = load_or_embedded(name, device=device, dtype=dtype)
     if notice is not None:
         prior.notices.append(notice)  # every result tells it
-    return Restorer(prior)
+    return prior
 
 
 def load_captioner() -> Captioner:
@@ -39,12 +42,12 @@ def load_captioner() -> Captioner:
 
 def main() -> None:
     """Load the model, then serve the page."""
-    restorer_factory = functools.cache(load_restorer)
+    models = Models(load_prior, USUAL_PRIOR)
     try:
-        restorer_factory()
+        models.restorer()
     except SiloError as error:
         sys.exit(str(error))
-    page = build(restorer_factory, functools.cache(load_captioner))
+    page = build(models, functools.cache(load_captioner))
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=4, api_open=False)
     page.launch(
         theme=theme(),

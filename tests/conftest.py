@@ -1,15 +1,7 @@
-"""Fixtures that the tests share: a prior of random weights, a Hub, and the app being served."""
+"""Fixtures that the tests share: a prior of random weights, pictures, a Hub, the app."""
 
-import os
-import socket
 import string
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import huggingface_hub
@@ -26,9 +18,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from silo.hub import reachable
 from silo.prior import LatentPrior
 from tests.hub_server import Hub
+from tests.served_app import App, served_app
 
-ROOT = Path(__file__).parent.parent
-START_SECONDS = 180  # a busy machine may need them
 TOKENS = 16  # the longest prompt, its two end marks included
 
 
@@ -121,53 +112,6 @@ def local_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         reachable.cache_clear()
 
 
-@dataclass(frozen=True)
-class App:
-    """The app being served with the embedded prior: its address and its process."""
-
-    url: str
-    pid: int
-
-
-@pytest.fixture(scope="session")
-def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
-    """The app, in a process of its own."""
-    folder = tmp_path_factory.mktemp("app")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {
-        **os.environ,
-        "GRADIO_SERVER_NAME": "127.0.0.1",
-        "GRADIO_SERVER_PORT": str(port),
-        "GRADIO_TEMP_DIR": str(folder / "cache"),
-        "HF_HUB_OFFLINE": "1",
-    }
-    url = f"http://127.0.0.1:{port}"
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "app.py"], cwd=ROOT, env=environment, stdout=log, stderr=log
-        )
-        try:
-            deadline = time.monotonic() + START_SECONDS
-            while not _answers(url):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    pytest.fail(f"the app does not serve: {(folder / 'log').read_text()}")
-                time.sleep(0.2)
-            yield App(url, process.pid)
-        finally:
-            process.terminate()
-            process.wait()
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5):
-            return True
-    except (urllib.error.URLError, TimeoutError):
-        return False
-
-
 @pytest.fixture(scope="session")
 def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 pictures of smooth colours, 80 x 64, one or more of them held out of training."""
@@ -177,6 +121,13 @@ def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pixels = generator.integers(0, 256, (8, 10, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((80, 64)).save(folder / f"p{index}.png")
     return folder
+
+
+@pytest.fixture(scope="session")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
+    """The app, served with the embedded prior and without the Hub."""
+    with served_app(tmp_path_factory.mktemp("app")) as app:
+        yield app
 
 
 def _tokenizer() -> CLIPTokenizer:

@@ -14,12 +14,13 @@ from gradio_client.exceptions import AppError
 
 from silo.__main__ import main
 from silo.images import load_image, read_parameters, save_png
+from tests.served_app import App
 
 SETTINGS = {"task": "super_resolution_x4", "simulate": True, "steps": 2, "seed": 5}
 
 
 @pytest.fixture
-def client(app: Any, tmp_path: Path) -> Client:
+def client(app: App, tmp_path: Path) -> Client:
     return Client(app.url, verbose=False, download_files=tmp_path)
 
 
@@ -82,7 +83,7 @@ def bomb() -> bytes:
     ],
 )
 def test_a_hostile_file_gets_one_sentence_and_little_memory(
-    app: Any, client: Client, tmp_path: Path, name: str, content: bytes, told: str
+    app: App, client: Client, tmp_path: Path, name: str, content: bytes, told: str
 ) -> None:
     path = tmp_path / name
     path.write_bytes(content)
@@ -101,7 +102,7 @@ def test_settings_out_of_range_get_one_sentence(client: Client, photo: Path) -> 
         )
 
 
-def test_a_crowd_is_served_and_leaves_no_memory_behind(app: Any, photo: Path) -> None:
+def test_a_crowd_is_served_and_leaves_no_memory_behind(app: App, photo: Path) -> None:
     clients = [Client(app.url, verbose=False, download_files=False) for _ in range(4)]
     process = psutil.Process(app.pid)
 

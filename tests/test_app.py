@@ -13,10 +13,12 @@ from operators.degradation import Degradation
 from silo.caption import Captioner
 from silo.errors import BadMask, BadRequest
 from silo.images import Fit, from_pil, read_parameters, save_png
+from silo.prior import LatentPrior
 from silo.request import PRESETS, RestorationRequest
-from silo.restorer import Measured, Restorer, Result
+from silo.restorer import Measured, Result
 from silo.ui.examples import EXAMPLES, example_photo
 from silo.ui.mask_painter import invert, paint_mask_file, painted_mask, view, wants_mask
+from silo.ui.models import Models
 from silo.ui.outputs import CAUTION
 from silo.ui.page import build
 from silo.ui.restoring import gpu_seconds
@@ -38,7 +40,7 @@ def a_result(samples: int) -> tuple[Result, RestorationRequest]:
     ), request
 
 
-def no_restorer() -> Restorer:
+def no_prior(name: str) -> LatentPrior:
     pytest.fail("laying out the page must not load the model")
 
 
@@ -51,7 +53,7 @@ def page() -> gr.Blocks:
     """The page, laid out without its model and without network."""
 
     async def lay_out() -> gr.Blocks:
-        return build(no_restorer, no_captioner)
+        return build(Models(no_prior), no_captioner)
 
     def refuse(*_: object) -> None:
         pytest.fail("laying out the page must not open connections")
@@ -94,7 +96,7 @@ def test_every_sample_becomes_a_file_with_its_parameters(tmp_path: Path) -> None
 def test_zero_gpu_is_asked_for_more_time_for_more_work() -> None:
     _, one = a_result(samples=1)
     _, four = a_result(samples=4)
-    assert gpu_seconds(four) > gpu_seconds(one) > 0
+    assert gpu_seconds(four, None, None) > gpu_seconds(one, None, None) > 0
 
 
 @pytest.mark.parametrize(
@@ -155,7 +157,7 @@ def test_small_pictures_are_shown_pixel_by_pixel() -> None:
 
 
 def test_tasks_are_named_in_plain_words_and_in_the_fields() -> None:
-    labels = {value: label for label, value in task_choices()}
+    labels = {value: label for label, value in task_choices({entry.task for entry in shelf()})}
     trained = {entry.task for entry in shelf()}
     assert list(labels) == [name for name in TASKS if name in trained]
     assert labels["gaussian_blur"] == f"{TASKS['gaussian_blur'].title} (gaussian blur)"

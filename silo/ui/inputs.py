@@ -9,6 +9,7 @@ from operators.catalog import TASKS
 from silo.decoding import SUFFIXES
 from silo.request import MAX_STEPS, PRESETS
 from silo.ui.examples import EXAMPLES, THUMBNAIL, example_photo
+from silo.ui.models import AUTOMATIC, Models
 from silo.ui.wording import preset_choices, task_choices
 
 DEGRADED, CLEAN = "degraded", "clean"  # what the person's photo is
@@ -35,6 +36,8 @@ class Settings:
     guidance_scale: gr.Slider
     samples: gr.Slider
     seed: gr.Number
+    prior: gr.Dropdown
+    operator: gr.Dropdown
 
     def all(self) -> set[gr.components.Component]:
         """Return the fields, for an event that reads them all."""
@@ -52,12 +55,17 @@ class Tools:
     describe: gr.Button
     new_seed: gr.Button
     saved: gr.File
+    operator_id: gr.Textbox
+    add_operator: gr.Button
 
 
-def lay_out() -> tuple[Settings, Tools]:
+def lay_out(models: Models) -> tuple[Settings, Tools]:
     """Put the fields on the page, in the block that is open."""
     task = gr.Dropdown(
-        task_choices(), label="What is wrong with the photo?", filterable=False, elem_id="task"
+        task_choices(models.tasks()),
+        label="What is wrong with the photo?",
+        filterable=False,
+        elem_id="task",
     )
     photo = gr.File(label="Photo", file_types=list(SUFFIXES), height=110, elem_id="photo")
     thumbnails = [
@@ -120,11 +128,33 @@ def lay_out() -> tuple[Settings, Tools]:
             height=90,
             elem_id="saved",
         )
+        prior = gr.Dropdown(
+            models.priors(), label="Image model (prior)", filterable=False, elem_id="prior"
+        )
+        operator = gr.Dropdown(
+            models.operators(),
+            value=AUTOMATIC,
+            label="Model of the damage (operator)",
+            filterable=False,
+            elem_id="operator",
+        )
+        with gr.Row():
+            operator_id = gr.Textbox(
+                label="Another operator from the Hub",
+                placeholder="owner/name, or the link to its page",
+                max_lines=1,
+                scale=3,
+                elem_id="operator-id",
+            )
+            add_operator = gr.Button("Check and add", size="sm", elem_id="add-operator")
     settings = Settings(
         *(task, photo, source, canvas, preset, faithfulness, steps, noise_sigma),
-        *(prompt, negative_prompt, guidance_scale, samples, seed),
+        *(prompt, negative_prompt, guidance_scale, samples, seed, prior, operator),
     )
-    return settings, Tools(examples, painter, mask_file, invert, describe, new_seed, saved)
+    return settings, Tools(
+        *(examples, painter, mask_file, invert, describe, new_seed, saved),
+        *(operator_id, add_operator),
+    )
 
 
 def _painter() -> tuple[gr.Column, gr.ImageEditor, gr.UploadButton, gr.Button]:

@@ -8,8 +8,8 @@ import gradio as gr
 
 from silo.caption import Captioner
 from silo.request import PRESETS
-from silo.restorer import Restorer
 from silo.ui import api, describing, inputs, outputs
+from silo.ui.models import Models
 from silo.ui.preparing import Preparing
 from silo.ui.restoring import Restoring
 
@@ -22,26 +22,26 @@ guided by a learned model of the damage.
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
-def build(
-    restorer_factory: Callable[[], Restorer], captioner_factory: Callable[[], Captioner]
-) -> gr.Blocks:
-    """Lay out and wire the page; a factory is called when something needs what it makes."""
+def build(models: Models, captioner_factory: Callable[[], Captioner]) -> gr.Blocks:
+    """Lay out and wire the page; models are loaded when something needs them."""
     with gr.Blocks(
         title="Restore a photo with SILO", analytics_enabled=False, delete_cache=(HOUR, 4 * HOUR)
     ) as page:
         gr.Markdown(INTRODUCTION)
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
-                settings, tools = inputs.lay_out()
+                settings, tools = inputs.lay_out(models)
             with gr.Column(scale=3, min_width=320):
                 shown = outputs.lay_out()
-        restoring = Restoring(restorer_factory, captioner_factory, settings, shown)
-        _wire_preparation(
-            Preparing(restorer_factory, settings, tools, shown), settings, tools, shown
-        )
+        preparing = Preparing(models, settings, tools, shown)
+        restoring = Restoring(models, captioner_factory, settings, shown)
+        _wire_preparation(preparing, settings, tools, shown)
         _wire_restoration(restoring, settings, shown)
-        page.load(restoring.presets, None, settings.preset, **QUIET)
         describing.wire(tools.describe, settings.photo, settings.prompt, captioner_factory)
+        page.load(restoring.presets, None, settings.preset, **QUIET)
+        page.load(
+            preparing.listed, None, [settings.operator, settings.prior, settings.task], **QUIET
+        )
         api.add(restoring)
     return page
 
@@ -56,7 +56,7 @@ def _wire_preparation(
         **QUIET,
     )
 
-    damage = {fields.photo, fields.task, fields.source}
+    damage = {fields.photo, fields.task, fields.source, fields.prior}
     gr.on(
         [fields.photo.change, fields.task.change, fields.source.change],
         preparing.show,
@@ -87,6 +87,17 @@ def _wire_preparation(
             fields.seed,
         ],
         **QUIET,
+    )
+    fields.prior.input(
+        preparing.choose_prior, fields.prior, None, api_visibility="private", concurrency_limit=1
+    )
+    gr.on(
+        [tools.add_operator.click, tools.operator_id.submit],
+        preparing.add_operator,
+        tools.operator_id,
+        [fields.operator, fields.prior, fields.task, tools.operator_id],
+        show_progress_on=tools.operator_id,
+        api_visibility="private",
     )
     shown.variants.select(
         outputs.choose_variant,

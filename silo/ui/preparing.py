@@ -1,7 +1,6 @@
 """What happens before Restore: a photo, an example, a mask or earlier settings are taken in."""
 
 import secrets
-from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -9,20 +8,22 @@ from gradio.processing_utils import save_pil_to_cache
 from PIL import Image
 
 from operators.catalog import TASKS
+from operators.errors import OperatorError
 from silo import images
 from silo.errors import BadRequest, SiloError
 from silo.noise import estimate_noise
 from silo.request import RestorationRequest
-from silo.restorer import Restorer
 from silo.ui import mask_painter
 from silo.ui.errors import one_sentence
 from silo.ui.examples import EXAMPLES, example_photo
 from silo.ui.inputs import CLEAN, DEGRADED, MAX_NOISE, Settings, Tools
 from silo.ui.mask_painter import view, wants_mask
+from silo.ui.models import AUTOMATIC, Models
 from silo.ui.outputs import Outputs
 from silo.ui.saved_settings import read_settings
-from silo.ui.wording import paragraphs
+from silo.ui.wording import paragraphs, task_choices
 
+FETCHING = gr.Progress(track_tqdm=True)  # the Hub's client tells a tqdm bar how far it is
 SEEDS = 2**31
 NOISE_STEP = 0.005  # of the slider
 
@@ -32,13 +33,13 @@ class Preparing:
 
     def __init__(
         self,
-        restorer_factory: Callable[[], Restorer],
+        models: Models,
         settings: Settings,
         tools: Tools,
         outputs: Outputs,
     ) -> None:
-        """Measure with what `restorer_factory` gives, first called when it is needed."""
-        self._restorer, self._settings = restorer_factory, settings
+        """Measure with the priors and operators of `models`."""
+        self._models, self._settings = models, settings
         self._tools, self._outputs = tools, outputs
 
     def show(self, given: dict[Any, Any]) -> dict[Any, Any]:
@@ -53,7 +54,7 @@ class Preparing:
                 shown, notices = view(loaded.pixels), loaded.notices
                 if simulate and not masked:
                     request = RestorationRequest(task, loaded.pixels, simulate=True)
-                    measured = self._restorer().measure(request)
+                    measured = self._models.restorer(given[fields.prior]).measure(request)
                     shown = view(measured.fit.undo(measured.full_size))
             except SiloError as error:
                 notices = [str(error)]
@@ -99,7 +100,7 @@ class Preparing:
     def choose_example(self, index: int, task: str) -> tuple[str, str, float]:
         """Take an example: the file, that it is clean, and the noise that `task` adds."""
         name = EXAMPLES[index]
-        example = example_photo(name, self._restorer().prior.native_size)
+        example = example_photo(name, self._models.restorer().prior.native_size)
         cache = self._settings.photo.GRADIO_CACHE
         path = save_pil_to_cache(example, cache, name, "png")
         return path, CLEAN, TASKS[task].degradation.noise_sigma
@@ -110,9 +111,9 @@ class Preparing:
         try:
             saved = read_settings(path)
             request = saved.request
-            if request.task not in [value for _, value in fields.task.choices]:
+            if request.task not in self._models.tasks():
                 raise BadRequest(f"The page has no operator for the task {request.task} yet.")
-            usual = self._restorer().parameters(
+            usual = self._models.restorer().parameters(
                 RestorationRequest(
                     request.task, request.image, simulate=True, steps=request.effective_steps
                 )
@@ -140,6 +141,36 @@ class Preparing:
                 )
         gr.Info("The settings are filled in; add the photo, and the mask if there was one.")
         return values
+
+    def choose_prior(self, name: str, progress: gr.Progress = FETCHING) -> None:
+        """Load a prior, fetched first where it is not here."""
+        try:
+            self._models.restorer(name)
+        except SiloError as error:
+            raise one_sentence(error) from error
+
+    def add_operator(self, text: str, progress: gr.Progress = FETCHING) -> dict[Any, Any]:
+        """Fetch and check an operator of the Hub, and choose it and its task."""
+        fields = self._settings
+        try:
+            added = self._models.add(text)
+        except (SiloError, OperatorError) as error:
+            raise one_sentence(error) from error
+        return {
+            fields.operator: gr.Dropdown(self._models.operators(), value=added.name),
+            fields.prior: gr.Dropdown(self._models.priors()),
+            fields.task: gr.Dropdown(task_choices(self._models.tasks()), value=added.task),
+            self._tools.operator_id: "",
+        }
+
+    def listed(self) -> dict[Any, Any]:
+        """List the priors and operators that are here by now."""
+        fields = self._settings
+        return {
+            fields.operator: gr.Dropdown(self._models.operators(), value=AUTOMATIC),
+            fields.prior: gr.Dropdown(self._models.priors()),
+            fields.task: gr.Dropdown(task_choices(self._models.tasks())),
+        }
 
     @staticmethod
     def new_seed() -> int:

@@ -17,6 +17,7 @@ from silo.restorer import Restorer, Result
 from silo.ui.errors import one_sentence
 from silo.ui.inputs import CLEAN, Settings
 from silo.ui.mask_painter import painted_mask, view, wants_mask
+from silo.ui.models import Models
 from silo.ui.outputs import Outputs, cache_folder
 from silo.ui.results import save_all, save_result, save_uncertainty
 from silo.ui.running import Run, Runs
@@ -26,7 +27,7 @@ PICTURE_PERIOD = 0.7  # seconds between two clean estimates on the page
 STOP_PATIENCE = 30  # seconds; one step of the largest prior on a slow machine
 
 
-def gpu_seconds(request: RestorationRequest) -> int:
+def gpu_seconds(request: RestorationRequest, prior: str | None, operator: str | None) -> int:
     """Return the seconds to ask of ZeroGPU: Stable Diffusion takes 0.15 s a step on its GPUs."""
     return round(20 + 0.2 * request.effective_steps * request.samples)
 
@@ -42,22 +43,24 @@ class Restoring:
 
     def __init__(
         self,
-        restorer_factory: Callable[[], Restorer],
+        models: Models,
         captioner_factory: Callable[[], Captioner],
         settings: Settings,
         outputs: Outputs,
     ) -> None:
-        """Restore with what the factories give; they are first called when it is needed."""
+        """Restore with `models`; the captioner makes way for it where memory is short."""
         self.runs = Runs()
         self.seconds_per_step: float | None = None
-        self._restorer, self._settings, self._outputs = restorer_factory, settings, outputs
+        self._models, self._settings, self._outputs = models, settings, outputs
 
         @spaces.GPU(duration=gpu_seconds)
-        def frames(request: RestorationRequest) -> Iterator[Frame | Result]:
+        def frames(
+            request: RestorationRequest, prior: str | None = None, operator: str | None = None
+        ) -> Iterator[Frame | Result]:
             captioner_factory().release_under_pressure()
             picture_due = 0.0
             try:
-                for event in restorer_factory().restore(request):
+                for event in models.restorer(prior, operator).restore(request):
                     if isinstance(event, Result):
                         yield event
                         continue
@@ -75,8 +78,9 @@ class Restoring:
         """Restore what the fields say; yields what to show."""
         outputs = self._outputs
         try:
-            request = self._read(given)
-            restorer = self._restorer()
+            chosen = given[self._settings.prior], given[self._settings.operator]
+            restorer = self._models.restorer(*chosen)
+            request = self._read(given, restorer)
             measured = restorer.measure(request)
             parameters = restorer.parameters(request)
         except (SiloError, OperatorError) as error:
@@ -89,7 +93,7 @@ class Restoring:
                 outputs.picture: gr.Image(view(before), visible=True),
                 outputs.status: paragraphs("Starting."),
             }
-            for event in self.frames(request):
+            for event in self.frames(request, *chosen):
                 if isinstance(event, Result):
                     yield self._finished(event, request)
                     continue
@@ -119,7 +123,7 @@ class Restoring:
         """Return the presets with what is known of their time here."""
         return gr.Radio(preset_choices(self.seconds_per_step))
 
-    def _read(self, given: dict[Any, Any]) -> RestorationRequest:
+    def _read(self, given: dict[Any, Any], restorer: Restorer) -> RestorationRequest:
         fields = self._settings
         if given[fields.photo] is None:
             raise BadRequest("Choose a photo or an example first.")
@@ -142,7 +146,7 @@ class Restoring:
             samples=given[fields.samples],
             seed=given[fields.seed],
         )
-        eta = self._restorer().parameters(request)["eta"]
+        eta = restorer.parameters(request)["eta"]
         return replace(request, eta=given[fields.faithfulness] * eta)
 
     def _finished(self, result: Result, request: RestorationRequest) -> dict[Any, Any]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from operators.catalog import TASKS, shelf
+from operators.catalog import TASKS
 from silo.metrics import Scores, scores
 from silo.request import PRESETS, RestorationRequest
 from silo.restorer import Result
@@ -16,13 +16,12 @@ def paragraphs(*sentences: str) -> str:
     return "".join(f"<p>{html.escape(sentence)}</p>" for sentence in sentences)
 
 
-def task_choices() -> list[tuple[str, str]]:
-    """Return the tasks that have an operator in plain words, the field's name beside them."""
-    trained = {entry.task for entry in shelf()}
+def task_choices(tasks: set[str]) -> list[tuple[str, str]]:
+    """Return tasks in plain words, the field's name beside them."""
     return [
         (f"{task.title} ({name.replace('_', ' ')})", name)
         for name, task in TASKS.items()
-        if name in trained
+        if name in tasks
     ]
 
 

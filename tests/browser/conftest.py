@@ -3,10 +3,11 @@
 import os
 import shutil
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
+
+from tests.served_app import App
 
 PATIENCE = 180  # seconds; a busy machine may need them
 CHROMIUM_FLAGS = [
@@ -34,7 +35,7 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def page(browser: Browser, app: Any, request: pytest.FixtureRequest) -> Iterator[Page]:
+def page(browser: Browser, app: App, request: pytest.FixtureRequest) -> Iterator[Page]:
     """The page, opened; no test may make the browser ask another host for anything."""
     width, height = getattr(request, "param", (1366, 768))
     context = browser.new_context(viewport={"width": width, "height": height})

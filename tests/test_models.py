@@ -1,0 +1,140 @@
+"""What the page offers to restore with: links, fetching from a Hub, what stays in memory."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from operators.convolutional import CompactCNN
+from operators.errors import OperatorError, OperatorFileError, OperatorNotFound
+from silo import hub
+from silo.prior import LatentPrior
+from silo.prior_files import EMBEDDED_NAME
+from silo.request import RestorationRequest
+from silo.ui.models import AUTOMATIC, Models, parse_link
+from tests.hub_server import File, Hub
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("owner/name", ("owner/name", "main")),
+        (" owner/name@v2 ", ("owner/name", "v2")),
+        ("https://huggingface.co/owner/name", ("owner/name", "main")),
+        ("huggingface.co/owner/name/", ("owner/name", "main")),
+        (f"https://hf.co/owner/name/tree/{COMMIT}", ("owner/name", COMMIT)),
+        ("https://huggingface.co/owner/name/blob/dev/config.json", ("owner/name", "dev")),
+    ],
+)
+def test_ids_and_links_name_a_repository(text: str, expected: tuple[str, str]) -> None:
+    assert parse_link(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "name", "../../etc/passwd", "/etc/passwd", "a/b/c", "owner/na me", "~/x"),
+        *("https://example.com/owner/name", "file:///etc/passwd", "https://huggingface.co/owner"),
+        "https://huggingface.co.example.com/owner/name",
+    ],
+)
+def test_anything_else_is_refused(text: str) -> None:
+    with pytest.raises(OperatorNotFound, match="Hub"):
+        parse_link(text)
+
+
+def repository(local_hub: Hub, tmp_path: Path, task: str = "motion_blur") -> CompactCNN:
+    """Put an operator of random weights on the Hub, as lab/operator."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        operator = CompactCNN(latent_channels=4, width=8, blocks=1, groups=4)
+    operator.metadata = {"task": task, "prior": EMBEDDED_NAME}
+    operator.save_pretrained(tmp_path / "operator")
+    card = b"---\nlicense: mit\n---\n"
+    files = {
+        path.name: File(path.read_bytes(), path.suffix == ".safetensors")
+        for path in (tmp_path / "operator").iterdir()
+    }
+    created = local_hub.create("models/lab/operator")
+    created.commit("operator", {**files, "README.md": File(card, False)})
+    return operator
+
+
+def test_an_operator_of_the_hub_is_fetched_listed_and_restored_with(
+    local_hub: Hub, tmp_path: Path, tiny_prior: LatentPrior
+) -> None:
+    repository(local_hub, tmp_path)
+    models = Models(lambda _: tiny_prior)
+    assert "motion_blur" not in models.tasks()
+    added = models.add(f"{local_hub.url}/lab/operator")
+    head = local_hub.repositories["models/lab/operator"].head
+    assert (added.name, added.task) == (f"lab/operator@{head}", "motion_blur")
+    assert "motion_blur" in models.tasks()
+    (label,) = [label for label, name in models.operators() if name == added.name]
+    assert "motion_blur" in label and "MB here" in label
+    request = RestorationRequest("motion_blur", torch.zeros(1, 3, 64, 64), simulate=True, steps=1)
+    *_, result = models.restorer(None, added.name).restore(request)
+    assert result.parameters["operator"] == {"name": added.name, "revision": head}
+
+
+def test_what_is_no_operator_is_refused_before_it_is_fetched(
+    local_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_prior: LatentPrior
+) -> None:
+    models = Models(lambda _: tiny_prior)
+    repository(local_hub, tmp_path)
+    local_hub.create("models/lab/text").commit("words", {"config.json": File(b"{}", False)})
+    with pytest.raises(OperatorFileError, match="no latent operator"):
+        models.add("lab/text")
+    with pytest.raises(OperatorNotFound, match="no open model lab/none"):
+        models.add("lab/none")
+    monkeypatch.setattr("silo.ui.models.MAX_OPERATOR_BYTES", 10)
+    with pytest.raises(OperatorError, match="at most"):
+        models.add("lab/operator")
+    assert len(models.operators()) == 1
+
+
+def test_an_operator_of_no_known_task_is_not_added(
+    local_hub: Hub, tmp_path: Path, tiny_prior: LatentPrior
+) -> None:
+    repository(local_hub, tmp_path)
+    files = local_hub.repositories["models/lab/operator"]
+    config = json.loads(files.files["config.json"].content)
+    config["metadata"]["task"] = "mind_reading"
+    files.commit("other", {"config.json": File(json.dumps(config).encode(), False)})
+    with pytest.raises(OperatorError):
+        Models(lambda _: tiny_prior).add("lab/operator")
+
+
+def test_without_network_the_cache_decides(
+    monkeypatch: pytest.MonkeyPatch, tiny_prior: LatentPrior
+) -> None:
+    monkeypatch.setattr(hub, "reachable", lambda: False)
+    with pytest.raises(hub.HubUnavailable, match="nobody/nothing"):
+        Models(lambda _: tiny_prior).add("nobody/nothing")
+
+
+def test_the_usual_prior_and_the_last_one_stay_in_memory(tiny_prior: LatentPrior) -> None:
+    loaded: list[str] = []
+
+    def load(name: str) -> LatentPrior:
+        loaded.append(name)
+        return tiny_prior
+
+    models = Models(load)
+    usual = models.restorer()
+    assert models.restorer(EMBEDDED_NAME, AUTOMATIC) is usual
+    models.restorer("a")
+    models.restorer("b")
+    assert models.restorer() is usual
+    assert models.restorer("b") is models.restorer("b")
+    models.restorer("a")
+    assert loaded == [EMBEDDED_NAME, "a", "b", "a"]
+
+
+def test_the_embedded_prior_is_listed_with_its_size_and_licence() -> None:
+    (label, name), *_ = Models(lambda _: pytest.fail("nothing is loaded to list it")).priors()
+    assert name == EMBEDDED_NAME
+    assert "MB here" in label and "cc-by-sa-4.0" in label

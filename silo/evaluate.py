@@ -62,6 +62,9 @@ def main(argv: list[str] | None = None) -> int:
     keep_freed_memory()
     rank, processes = (int(os.environ.get(name, default)) for name, default in _WORLD)
     photos, others = _select(arguments, protocol)
+    bare = [photo.name for photo in (*photos, *others) if not photo.caption]
+    if bare and any(setting.prompt is None for setting in settings):
+        raise BadRequest(f"{bare[0]} has no caption: write it to {bare[0]}.txt beside the picture.")
     inception = find_inception()
     output: Path = arguments.out
     output.mkdir(parents=True, exist_ok=True)
@@ -142,8 +145,10 @@ def _select(
     `--limit` pictures are evenly spaced, so that every folder and shard has its share.
 
     Raises:
-        BadRequest: two pictures share a name, or there are none left to search on.
+        BadRequest: two pictures share a name, none are asked for, or none are left to search on.
     """
+    if arguments.limit is not None and arguments.limit < 1:
+        raise BadRequest(f"--limit {arguments.limit} leaves nothing to evaluate: set 1 or more.")
     if protocol is not None and arguments.split is None:
         found = iterate_photos(arguments.data, "all")
         photos = list(islice(found, protocol.pictures))

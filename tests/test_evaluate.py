@@ -291,6 +291,8 @@ def test_several_samples_have_a_diversity_and_columns_of_their_own(
         (["--protocol", "autoencoder", "--search", "1"], "nothing to search"),
         (["--samplers", "magic"], "there is no sampler 'magic'"),
         (["--search", "4"], "needs as many pictures beside"),
+        (["--limit", "0"], "leaves nothing to evaluate"),
+        (["--captions"], "p0 has no caption"),
     ],
 )
 def test_what_does_not_go_together_is_named_before_anything_is_written(
@@ -345,7 +347,8 @@ def test_the_record_keeps_whole_rows_and_prefers_the_newer(tmp_path: Path) -> No
     first.refresh()
     assert [row["value"] for row in first.rows("a", ["y", "x", "z"])] == [2, 1]
     first.add({"key": "a", "picture": "x", "value": 3})
-    again = Record(tmp_path, 1)
+    again = Record(tmp_path, 1)  # which has nothing newer of x
+    assert [row["value"] for row in again.rows("a", ["x"])] == [3]
     again.add({"key": "a", "picture": "z", "value": 4})
     assert [row["value"] for row in Record(tmp_path, 0).rows("a", ["x", "y", "z"])] == [3, 2, 4]
 

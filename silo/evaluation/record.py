@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,10 @@ class Record:
 
     def refresh(self) -> None:
         """Read the rows that the other processes have added."""
-        for path in sorted(self._folder.glob("rows-*.jsonl"), key=lambda path: path == self._own):
+        for path in sorted(self._folder.glob("rows-*.jsonl")):
             complete, _, _ = path.read_text().rpartition("\n")
             for line in complete.splitlines():
-                row = json.loads(line)
-                self._rows[row["key"], row["picture"]] = row
+                self._keep(json.loads(line))
 
     def get(self, key: str, picture: str) -> Row | None:
         """The row of `key` and `picture`, if there is one."""
@@ -44,8 +44,14 @@ class Record:
         return [row for picture in pictures if (row := self.get(key, picture)) is not None]
 
     def add(self, row: Row) -> None:
-        """Append a row, which has a "key" and a "picture"."""
-        line = json.dumps(row, allow_nan=False) + "\n"
+        """Append a row, which has a "key" and a "picture", and note when."""
+        line = json.dumps({**row, "written": time.time()}, allow_nan=False) + "\n"
         with self._own.open("a") as file:
             file.write(line)
-        self._rows[row["key"], row["picture"]] = json.loads(line)
+        self._keep(json.loads(line))
+
+    def _keep(self, row: Row) -> None:
+        # A run of fewer processes may have measured anew what another's file holds.
+        older = self._rows.get((row["key"], row["picture"]))
+        if older is None or older["written"] <= row["written"]:
+            self._rows[row["key"], row["picture"]] = row

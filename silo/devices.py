@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from silo.allocation import return_freed_memory
 from silo.errors import BadRequest
 
 # The first is the default. CPUs have fast kernels for bfloat16 at most; Apple's GPUs turn pictures
@@ -86,6 +87,7 @@ def reset_peak_memory(device: torch.device) -> bool:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True
+    return_freed_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident size
     except OSError:

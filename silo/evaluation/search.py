@@ -43,7 +43,9 @@ def search(
                 if len(scores) == len(photos) and scores[0][name] is not None
             }
             results.append({"factor": factor, **means, "setting": candidate.to_dict()})
-        chosen = min((r for r in results if "psnr" in r), key=_badness, default=results[2])
+        chosen = min(
+            (r for r in results if "psnr" in r), key=_badness, default=results[FACTORS.index(1.0)]
+        )
         best.append(replace(tried[chosen["factor"]], note=_note(setting)))
         report.append({"setting": setting.to_dict(), "tried": results, "chosen": chosen["factor"]})
     return best, report

@@ -37,6 +37,7 @@ COMPARED = (
     ("fid", "FID", 2),
     ("kid", "KID", 2),
 )
+_WEIGHED = ("lpips", "lpips_vgg", "fid", "kid")  # need the weights of a network
 _QUALITY = (*COMPARED[:2], ("ssim", "SSIM", 3), *COMPARED[2:])
 _COST = (("seconds", "seconds", 1), ("nfe", "NFE", 0), ("encodes", "E", 0), ("decodes", "D", 0))
 
@@ -104,7 +105,10 @@ def summarize(
         values = [each["scores"][name] for each in good]
         means[name] = None if None in values else fmean(values)
     names = [each["picture"] for each in good]
-    means |= _distances(store, key, names, size)
+    if good and "inception" in good[0].get("measures", ()):
+        means |= _distances(store, key, names, size)
+    else:
+        means |= {"fid": None, "kid": None}
     restored = bool(good) and "seconds" in good[0]
     for name, _, _ in _COST:
         means[name] = median(each[name] for each in good) if restored else None
@@ -114,7 +118,7 @@ def summarize(
 
 
 def _distances(store: Store, key: str, names: list[str], size: int) -> dict[str, float | None]:
-    if len(names) < 2 or "inception" not in store.measures:
+    if len(names) < 2:
         return {"fid": None, "kid": None}
     ours, clean = (
         torch.cat([load_file(store.features(k, name))["features"] for name in names])
@@ -130,7 +134,7 @@ def comparison(cells: Sequence[Cell]) -> str:
         for name, title, digits in COMPARED
         if any(cell.means.get(name) is not None for cell in cells)
     ]
-    hidden = [title for _, title, _ in COMPARED if title not in {title for _, title, _ in shown}]
+    hidden = [each[1] for each in COMPARED if each not in shown and each[0] in _WEIGHED]
     methods = list(dict.fromkeys(cell.method for cell in cells))
     by_place = {(cell.row, cell.method): cell for cell in cells}
     lines = [_line(["task", *methods]), _line(["---"] * (len(methods) + 1))]

@@ -9,6 +9,7 @@ COMMANDS = {
     "degrade": ("silo.commands.degrade", "degrade a clean picture"),
     "operators": ("silo.commands.operators", "list, publish, fetch, check and convert operators"),
     "evaluate": ("silo.evaluate", "measure restorations over many pictures"),
+    "bench": ("silo.bench", "time what a restoration is made of"),
     "train-operator": ("silo.train_operator", "train operators for tasks and a prior"),
     "train-prior": ("silo.train_prior", "train a small prior from random weights"),
     "deploy-space": ("silo.commands.deploy_space", "put the page on a Hugging Face Space"),

@@ -48,9 +48,9 @@ from silo.evaluation.search import candidates, search
 from silo.evaluation.sheets import contact_sheet
 from silo.inception import Inception, find_inception
 from silo.protocols import PAPER_TASKS, PROTOCOLS, Protocol, Setting
-from silo.request import PRESETS
 from silo.samplers import SAMPLERS
 
+PLAIN_STEPS_SCALE = 0.1  # without a protocol
 _WORLD = (("RANK", "0"), ("WORLD_SIZE", "1"))  # `accelerate launch` sets them for each process
 
 
@@ -104,7 +104,7 @@ def _plan(arguments: argparse.Namespace, protocol: Protocol | None) -> list[Sett
             samplers=(arguments.samplers or "silo").split(","),
             prior=arguments.prior,
             operators=arguments.operator or (),
-            preset=arguments.preset or "balanced",
+            steps_scale=arguments.steps_scale or PLAIN_STEPS_SCALE,
             steps=arguments.steps,
             eta=arguments.eta,
             seed=arguments.seed,
@@ -128,7 +128,7 @@ def _plan(arguments: argparse.Namespace, protocol: Protocol | None) -> list[Sett
         samplers=arguments.samplers.split(",") if arguments.samplers else (),
         prior=arguments.prior,
         operators=arguments.operator or (),
-        preset=arguments.preset or "paper",
+        steps_scale=arguments.steps_scale or 1.0,
         steps=arguments.steps,
         eta=arguments.eta,
         seed=arguments.seed,
@@ -283,7 +283,9 @@ def _parser() -> argparse.ArgumentParser:
         "--operator", nargs="+", help="folders, Hub ids or architectures, in place of the shelf's"
     )
     parser.add_argument(
-        "--preset", choices=tuple(PRESETS), help="scales every sampler's published steps"
+        "--steps-scale",
+        type=float,
+        help=f"of every sampler's published steps; {PLAIN_STEPS_SCALE}, 1 with a protocol",
     )
     parser.add_argument("--steps", type=int, help="of every sampler")
     parser.add_argument("--eta", type=float)

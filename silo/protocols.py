@@ -35,7 +35,7 @@ class Setting:
         sampler: a key of `silo.samplers.SAMPLERS`.
         prior: as in `LatentPrior.load`.
         operator: an architecture on the shelf, a folder or a Hub id; None for the shelf's first.
-        degradation: what damages the pictures, in place of the task's; its noise level is not read.
+        degradation: what damages the pictures, in place of the task's.
         noise_sigma: in [0, 1] units, in place of the task's.
         prompt: for every picture; None for each picture's caption.
         guidance_scale: of the prompt; 1 for none.
@@ -74,9 +74,8 @@ class Setting:
     @property
     def measured(self) -> Degradation:
         """How the pictures are damaged, noise level included."""
-        own = TASKS[self.task].degradation
-        noise_sigma = own.noise_sigma if self.noise_sigma is None else self.noise_sigma
-        return (self.degradation or own).with_noise(noise_sigma)
+        own = self.degradation or TASKS[self.task].degradation
+        return own if self.noise_sigma is None else own.with_noise(self.noise_sigma)
 
     @property
     def measurement_key(self) -> str:

@@ -12,7 +12,22 @@ from silo.errors import BadMask, BadRequest
 from silo.masks import check_size
 from silo.samplers import SAMPLERS
 
-PRESETS: Mapping[str, int] = MappingProxyType({"quick": 50, "balanced": 100, "paper": 1000})
+
+@dataclass(frozen=True)
+class Preset:
+    """A sampler, by its name, and its number of steps."""
+
+    sampler: str
+    steps: int
+
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        "quick": Preset("silo-fast", 16),
+        "balanced": Preset("silo", 100),
+        "paper": Preset("silo", 1000),
+    }
+)
 MAX_STEPS = 1000
 MAX_SAMPLES = 16
 MAX_ITERATIONS = 10_000
@@ -38,10 +53,10 @@ class RestorationRequest:
         prompt: what the picture shows; "" for nothing.
         negative_prompt: what it should not show; only with a guidance scale above 1.
         guidance_scale: of the prompt (classifier-free guidance), from 1, which is none.
-        sampler: a key of `silo.samplers.SAMPLERS`.
-        preset: a key of `PRESETS`, which gives the number of steps; "paper" is the number that the
-            sampler was published with.
-        steps: denoising steps, 1 to 1000, in place of the preset's.
+        preset: a key of `PRESETS`, which gives the sampler and the number of steps.
+        sampler: a key of `silo.samplers.SAMPLERS`, in place of the preset's; one that is not the
+            preset's takes the number of steps that it was published with.
+        steps: denoising steps, 1 to 1000, in place of those.
         eta: consistency scale, 0 or more, in place of the task's; for samplers that are guided by
             a latent operator.
         noise_sigma: std of the measurement's noise in [0, 1] units, in place of the task's.
@@ -65,8 +80,8 @@ class RestorationRequest:
     prompt: str = ""
     negative_prompt: str = ""
     guidance_scale: float = 1.0
-    sampler: str = "silo"
     preset: str = "balanced"
+    sampler: str | None = None
     steps: int | None = None
     eta: float | None = None
     noise_sigma: float | None = None
@@ -78,8 +93,8 @@ class RestorationRequest:
 
     def __post_init__(self) -> None:
         """Checks every value."""
-        check_task(self.task, self.sampler, self.degradation)
         _check_choice("preset", self.preset, PRESETS)
+        check_task(self.task, self.effective_sampler, self.degradation)
         if self.task in TASKS and self.degradation is not None and not self.simulate:
             raise BadRequest(
                 f"a degradation other than that of {self.task} can only be simulated: leave it out."
@@ -105,16 +120,22 @@ class RestorationRequest:
         _check_integer("seed", self.seed, 0, MAX_SEED)
 
     @property
+    def effective_sampler(self) -> str:
+        """`sampler`, or else the preset's."""
+        return self.sampler or PRESETS[self.preset].sampler
+
+    @property
     def effective_steps(self) -> int:
-        """`steps`, or else the preset's."""
+        """`steps`, or else the preset's, or else the sampler's own."""
         if self.steps is not None:
             return self.steps
-        return SAMPLERS[self.sampler].steps if self.preset == "paper" else PRESETS[self.preset]
+        preset, sampler = PRESETS[self.preset], self.effective_sampler
+        return preset.steps if sampler == preset.sampler else SAMPLERS[sampler].steps
 
     @property
     def effective_hyperparameters(self) -> dict[str, float | int]:
         """The sampler's published ones for the task and the steps, or else `hyperparameters`."""
-        published = SAMPLERS[self.sampler].published(self.task, self.effective_steps)
+        published = SAMPLERS[self.effective_sampler].published(self.task, self.effective_steps)
         return {**published, **self.hyperparameters}
 
     @property
@@ -146,17 +167,18 @@ class RestorationRequest:
             raise BadRequest(f"the image reaches {magnitude:g}: scale its values to [-1, 1].")
 
     def _check_hyperparameters(self) -> None:
-        sampler = SAMPLERS[self.sampler]
+        chosen = self.effective_sampler
+        sampler = SAMPLERS[chosen]
         published = sampler.published(self.task, self.effective_steps)
         names = ", ".join(published) or "eta and clamp"
         if not sampler.needs_operator and (self.eta is not None or self.clamp is not None):
             raise BadRequest(
-                f"eta and clamp are for samplers with a latent operator: {self.sampler} has the "
+                f"eta and clamp are for samplers with a latent operator: {chosen} has the "
                 f"hyper-parameters {names} instead."
             )
         for name, value in self.hyperparameters.items():
             if name not in published:
-                raise BadRequest(f"{self.sampler} has no {name!r}: it has {names}.")
+                raise BadRequest(f"{chosen} has no {name!r}: it has {names}.")
             if isinstance(published[name], int):
                 _check_integer(name, value, 1, MAX_ITERATIONS)
             else:

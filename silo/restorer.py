@@ -198,7 +198,7 @@ class Restorer:
             "task": request.task,
             "simulate": request.simulate,
             "degradation": request.degradation.to_dict() if request.degradation else None,
-            "sampler": request.sampler,
+            "sampler": request.effective_sampler,
             "steps": request.effective_steps,
             "eta": self._eta(request),
             "keep_known": request.keep_known,
@@ -217,7 +217,7 @@ class Restorer:
 
     def _restore(self, request: RestorationRequest) -> Iterator[Progress | Result]:
         started, before = time.perf_counter(), _calls(self.prior)
-        sampler = SAMPLERS[request.sampler]
+        sampler = SAMPLERS[request.effective_sampler]
         operator = self._operator(request.task) if sampler.needs_operator else None
         measured = self.measure(request)
         prompt = self.prior.embed(request.prompt, request.negative_prompt, request.guidance_scale)
@@ -279,10 +279,13 @@ class Restorer:
         """The consistency scale: asked for, or that of the operator or the task for 1,000 steps.
 
         None for a sampler without a latent operator. It grows with 1 / steps, so that the guidance
-        adds up to the same whatever their number.
+        adds up to the same whatever their number; but a sampler may have a scale of its own.
         """
-        if request.eta is not None or not SAMPLERS[request.sampler].needs_operator:
+        sampler = SAMPLERS[request.effective_sampler]
+        if request.eta is not None or not sampler.needs_operator:
             return request.eta
+        if sampler.eta is not None:
+            return sampler.eta
         eta = self._operator(request.task).metadata.get("eta")
         if eta is None:
             eta = self.task(request.task).eta
@@ -290,7 +293,7 @@ class Restorer:
 
     def _operator_record(self, request: RestorationRequest) -> dict[str, str | None] | None:
         """Which operator guides the restoration, if one does."""
-        if not SAMPLERS[request.sampler].needs_operator:
+        if not SAMPLERS[request.effective_sampler].needs_operator:
             return None
         revision = self._operator(request.task).revision
         return {"name": self._operator_name(request.task), "revision": revision}

@@ -164,9 +164,10 @@ def test_tasks_are_named_in_plain_words_and_in_the_fields() -> None:
 
 
 def test_presets_tell_their_steps_until_their_time_is_known() -> None:
-    steps = PRESETS["quick"]
-    assert preset_choices(None)[0] == (f"Quick: {steps} steps", "quick")
-    assert preset_choices(0.1)[0] == (f"Quick: about {steps / 10:.0f} s", "quick")
+    quick, balanced = PRESETS["quick"], PRESETS["balanced"]
+    choices = preset_choices({balanced.sampler: 0.1})
+    assert choices[0] == (f"Quick: {quick.steps} steps", "quick")
+    assert choices[1] == (f"Balanced: about {balanced.steps / 10:.0f} s", "balanced")
 
 
 def test_the_summary_tells_seed_scores_and_notices_as_harmless_text() -> None:

@@ -60,7 +60,7 @@ def test_a_mismatch_measures_with_one_strength_and_restores_for_another() -> Non
 
 
 def test_another_prior_takes_its_own_operators_and_etas_once() -> None:
-    settings = from_protocol(PROTOCOLS["ffhq"], Overrides(prior="tiny", preset="quick"))
+    settings = from_protocol(PROTOCOLS["ffhq"], Overrides(prior="tiny", steps_scale=0.05))
     assert len(settings) == 5 * 5 - 1  # SILO once a task, not once for each of the paper's priors
     assert {(s.prior, s.operator, s.eta) for s in settings} == {("tiny", None, None)}
     assert {s.steps for s in settings if s.sampler == "resample"} == {25}
@@ -69,10 +69,10 @@ def test_another_prior_takes_its_own_operators_and_etas_once() -> None:
 
 def test_fewer_steps_guide_more_strongly_by_as_much() -> None:
     (quick,) = from_protocol(
-        PROTOCOLS["ablation-operator"], Overrides(preset="quick", operators=["mine"])
+        PROTOCOLS["ablation-operator"], Overrides(steps_scale=0.05, operators=["mine"])
     )
     assert (quick.eta, quick.operator) == (0.5 * 1000 / 50, "mine")
-    assert scaled_steps("resample", "paper") == 500
+    assert (scaled_steps("resample", 1.0), scaled_steps("silo-fast", 0.05)) == (500, 16)
 
 
 def test_a_settings_key_says_what_it_is_and_not_what_it_is_called() -> None:
@@ -88,6 +88,6 @@ def test_a_settings_key_says_what_it_is_and_not_what_it_is_called() -> None:
 
 @pytest.mark.parametrize("name", list(PROTOCOLS))
 def test_every_protocol_runs_on_the_embedded_prior(name: str) -> None:
-    settings = from_protocol(PROTOCOLS[name], Overrides(prior="tiny", preset="quick"))
+    settings = from_protocol(PROTOCOLS[name], Overrides(prior="tiny", steps_scale=0.05))
     places = {(row_title(s, settings), method_title(s, settings)) for s in settings}
     assert len(places) == len(settings)  # no two share a cell of the table

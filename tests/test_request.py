@@ -33,11 +33,14 @@ def test_it_cannot_be_changed():
         make().seed = 3  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_presets_go_from_quick_to_the_papers_and_steps_override_them():
+def test_presets_name_a_sampler_and_its_steps_which_both_can_be_overridden():
     assert list(PRESETS) == ["quick", "balanced", "paper"]
-    assert sorted(PRESETS.values()) == list(PRESETS.values())
-    assert make(preset="paper").effective_steps == 1000
-    assert make(preset="paper", steps=7).effective_steps == 7
+    quick, paper = make(preset="quick"), make(preset="paper")
+    assert (quick.effective_sampler, quick.effective_steps) == ("silo-fast", 16)
+    assert (paper.effective_sampler, paper.effective_steps) == ("silo", 1000)
+    assert make(preset="balanced", sampler="silo").effective_steps == 100
+    assert make(preset="quick", sampler="silo").effective_steps == 1000
+    assert make(preset="quick", steps=7).effective_steps == 7
 
 
 def test_the_noise_level_is_the_tasks_unless_given():
@@ -143,7 +146,9 @@ def test_every_refusal_is_one_line():
 
 
 def test_what_is_not_linear_is_refused_by_name_where_a_sampler_needs_it():
-    with pytest.raises(BadRequest, match="psld restores linear .* jpeg_q10 is not: use silo, ldps"):
+    with pytest.raises(
+        BadRequest, match="psld restores linear .* jpeg_q10 is not: use silo, silo-fast, ldps"
+    ):
         make(task="jpeg_q10", sampler="psld")
     for sampler, facts in SAMPLERS.items():
         if not facts.linear_only:
@@ -153,7 +158,7 @@ def test_what_is_not_linear_is_refused_by_name_where_a_sampler_needs_it():
 def test_the_papers_number_of_steps_is_the_samplers():
     assert make(sampler="psld", preset="paper").effective_steps == 1000
     assert make(sampler="resample", preset="paper").effective_steps == 500
-    assert make(sampler="resample", preset="quick").effective_steps == 50
+    assert make(sampler="resample", preset="quick").effective_steps == 500
 
 
 def test_peers_have_their_published_hyperparameters_unless_given():

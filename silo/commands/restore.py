@@ -35,10 +35,11 @@ PICTURE_ERRORS = (BadImage, BadMask, CannotSave, OutOfMemory)
 def main(argv: list[str]) -> int:
     """Restore; returns 0, or 1 when some of several pictures failed."""
     arguments = _parser().parse_args(argv)
+    sampler = arguments.sampler or PRESETS[arguments.preset].sampler
     if arguments.task in TASKS:  # one of the user's own is known once its operator is loaded
-        check_task(arguments.task, arguments.sampler)
-    if arguments.operator is not None and not SAMPLERS[arguments.sampler].needs_operator:
-        raise BadRequest(f"{arguments.sampler} uses no latent operator: leave --operator out.")
+        check_task(arguments.task, sampler)
+    if arguments.operator is not None and not SAMPLERS[sampler].needs_operator:
+        raise BadRequest(f"{sampler} uses no latent operator: leave --operator out.")
     pictures = find_pictures(arguments.inputs)
     outputs = plan_outputs(arguments.inputs, pictures, arguments.out)
     keep_freed_memory()
@@ -251,8 +252,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--prior", default="tiny", help="tiny, sd15, rv51, a folder or a Hub id")
     parser.add_argument("--operator", help="folder or Hub id, in place of the shelf's")
-    parser.add_argument("--sampler", default="silo", choices=tuple(SAMPLERS))
-    parser.add_argument("--preset", default="balanced", choices=tuple(PRESETS))
+    parser.add_argument(
+        "--preset",
+        default="balanced",
+        choices=tuple(PRESETS),
+        help=", ".join(f"{name}: {p.sampler}, {p.steps} steps" for name, p in PRESETS.items()),
+    )
+    parser.add_argument("--sampler", choices=tuple(SAMPLERS), help="in place of the preset's")
     parser.add_argument("--steps", type=int, help="in place of the preset's")
     parser.add_argument("--eta", type=float, help="consistency scale: higher keeps closer to INPUT")
     parser.add_argument("--clamp", type=float, help="bound on the guidance gradient's elements")

@@ -9,8 +9,9 @@ from itertools import product
 from operators.catalog import get_task
 from silo.errors import BadRequest
 from silo.protocols import PAPER_STEPS, Protocol, Setting
-from silo.request import PRESETS
 from silo.samplers import SAMPLERS
+
+FEW_STEPS = 20  # samplers that take no more are not shortened
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class Overrides:
         prior: in place of the protocol's; operators and etas, which belong to those, then are the
             shelf's and the operators' own.
         operators: each of these, for samplers that need one.
-        preset: a key of `PRESETS`: every sampler's published number of steps, scaled by the same.
-        steps: of every sampler, in place of the preset's.
+        steps_scale: of every sampler's published number of steps, but those that need few anyway.
+        steps: of every sampler, in place of those.
         eta: of the samplers that have one.
         seed: of every picture.
     """
@@ -33,7 +34,7 @@ class Overrides:
     samplers: Sequence[str] = ()
     prior: str | None = None
     operators: Sequence[str] = ()
-    preset: str = "paper"
+    steps_scale: float = 1.0
     steps: int | None = None
     eta: float | None = None
     seed: int | None = None
@@ -118,8 +119,10 @@ def _finish(settings: Iterable[Setting], overrides: Overrides) -> list[Setting]:
         sampler = SAMPLERS[setting.sampler]
         if sampler.linear_only and not setting.measured.operator().linear:
             continue
-        steps = overrides.steps or scaled_steps(setting.sampler, overrides.preset)
-        eta = None if setting.eta is None else setting.eta * PAPER_STEPS / steps
+        steps = overrides.steps or scaled_steps(setting.sampler, overrides.steps_scale)
+        eta = None  # a sampler with a scale of its own keeps it
+        if setting.eta is not None and sampler.eta is None:
+            eta = setting.eta * PAPER_STEPS / steps
         if overrides.eta is not None and sampler.needs_operator:
             eta = overrides.eta
         operators = overrides.operators if sampler.needs_operator else ()
@@ -129,6 +132,7 @@ def _finish(settings: Iterable[Setting], overrides: Overrides) -> list[Setting]:
     return list(finished.values())
 
 
-def scaled_steps(sampler: str, preset: str) -> int:
-    """A sampler's published number of steps, scaled as the preset scales SILO's."""
-    return max(1, round(SAMPLERS[sampler].steps * PRESETS[preset] / PAPER_STEPS))
+def scaled_steps(sampler: str, scale: float) -> int:
+    """A sampler's published number of steps times `scale`; a few-step sampler's own number."""
+    steps = SAMPLERS[sampler].steps
+    return steps if steps <= FEW_STEPS else max(1, round(steps * scale))

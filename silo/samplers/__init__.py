@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from silo.samplers.fast import SILO_FAST
 from silo.samplers.gml_dps import GML_DPS
 from silo.samplers.ldps import LDPS
 from silo.samplers.problem import Problem, Sampler, Step
@@ -13,6 +14,7 @@ from silo.samplers.silo import silo
 SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
     {
         "silo": Sampler(silo, needs_operator=True),
+        "silo-fast": SILO_FAST,
         "ldps": LDPS,
         "gml-dps": GML_DPS,
         "psld": PSLD,

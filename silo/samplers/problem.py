@@ -122,12 +122,14 @@ class Sampler:
 
             and its hyper-parameters. Those of a sampler with a latent operator are
 
-            eta: the consistency scale: how far each step goes along the guidance gradient.
+            eta: the consistency scale: the larger, the closer to the measurement.
             clamp: bound on each element of the guidance gradient, before eta; None, as in the
                 papers, for no bound.
         needs_operator: whether a latent operator guides it; if not, none is loaded.
         linear_only: whether it is defined for linear degradations only.
         steps: the number of steps it was published with.
+        eta: its consistency scale for every task and number of steps; None for the operator's or
+            the task's, which are Algorithm 1's.
         published: the hyper-parameters of a sampler without a latent operator, by name, for a task
             and a number of steps: the published ones, adapted to that number where they need be.
     """
@@ -136,6 +138,7 @@ class Sampler:
     needs_operator: bool = False
     linear_only: bool = False
     steps: int = 1000
+    eta: float | None = None
     published: Callable[[str, int], Hyperparameters] = _no_hyperparameters
 
 

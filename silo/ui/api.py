@@ -74,7 +74,7 @@ def _endpoint(restoring: Restoring, component: gr.File) -> Callable[..., Answer]
             task: what degraded it, such as gaussian_blur or super_resolution_x4.
             simulate: the photo is clean: degrade it first, then restore it.
             mask: for inpainting tasks, a picture of the photo's size, white where to fill in.
-            preset: quick (50 steps), balanced (100) or paper (1000).
+            preset: quick (silo-fast, 16 steps), balanced (silo, 100) or paper (silo, 1000).
             steps: denoising steps, 1 to 1000, in place of the preset's.
             eta: consistency scale in place of the task's; higher keeps closer to the photo.
             noise_sigma: standard deviation of the photo's noise, where white is 1.

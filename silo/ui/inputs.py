@@ -86,7 +86,7 @@ def lay_out(models: Models) -> tuple[Settings, Tools]:
         elem_id="source",
     )
     painter, canvas, mask_file, invert = _painter()
-    preset = gr.Radio(preset_choices(None), value="quick", label="Effort", elem_id="preset")
+    preset = gr.Radio(preset_choices({}), value="quick", label="Effort", elem_id="preset")
     with gr.Accordion("Advanced", open=False, elem_id="advanced"):
         faithfulness = gr.Slider(
             0,
@@ -97,7 +97,9 @@ def lay_out(models: Models) -> tuple[Settings, Tools]:
             info="Times what suits the task: to the left more is invented.",
             elem_id="faithfulness",
         )
-        steps = gr.Slider(1, MAX_STEPS, PRESETS["quick"], step=1, label="Steps", elem_id="steps")
+        steps = gr.Slider(
+            1, MAX_STEPS, PRESETS["quick"].steps, step=1, label="Steps", elem_id="steps"
+        )
         noise_sigma = gr.Slider(
             0,
             MAX_NOISE,

@@ -65,7 +65,7 @@ def _wire_preparation(
         **QUIET,
     ).then(preparing.blank_canvas, fields.photo, fields.canvas, **QUIET)  # it draws when visible
     # `input`, not `change`: only a person's choice may overwrite what stands in these fields.
-    fields.preset.input(lambda name: PRESETS[name], fields.preset, fields.steps, **QUIET)
+    fields.preset.input(lambda name: PRESETS[name].steps, fields.preset, fields.steps, **QUIET)
     gr.on(
         [fields.photo.upload, fields.task.input, fields.source.input],
         preparing.noise,

@@ -38,7 +38,7 @@ class Restoring:
     Attributes:
         frames: runs a request: yields a `Frame` after every step, then the `Result`.
         runs: what is being restored for whom.
-        seconds_per_step: of the last restoration; None before the first.
+        seconds_per_step: by sampler, of its last restoration.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Restoring:
     ) -> None:
         """Restore with `models`; the captioner makes way for it where memory is short."""
         self.runs = Runs()
-        self.seconds_per_step: float | None = None
+        self.seconds_per_step: dict[str, float] = {}
         self._models, self._settings, self._outputs = models, settings, outputs
 
         @spaces.GPU(duration=gpu_seconds)
@@ -150,7 +150,8 @@ class Restoring:
         return replace(request, eta=given[fields.faithfulness] * eta)
 
     def _finished(self, result: Result, request: RestorationRequest) -> dict[Any, Any]:
-        self.seconds_per_step = result.seconds / request.effective_steps / request.samples
+        steps = request.effective_steps * request.samples
+        self.seconds_per_step[request.effective_sampler] = result.seconds / steps
         cache = cache_folder(self._outputs.picture)
         uncertainty = None if request.samples == 1 else save_uncertainty(result.images, cache)
         return {

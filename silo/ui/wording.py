@@ -1,13 +1,14 @@
 """The page's sentences: choices, status line, summary, as text or escaped HTML."""
 
 import html
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from PIL import Image
 
 from operators.catalog import TASKS
 from silo.metrics import Scores, scores
-from silo.request import PRESETS, RestorationRequest
+from silo.request import PRESETS, Preset, RestorationRequest
 from silo.restorer import Result
 
 
@@ -25,15 +26,15 @@ def task_choices(tasks: set[str]) -> list[tuple[str, str]]:
     ]
 
 
-def preset_choices(seconds_per_step: float | None) -> list[tuple[str, str]]:
-    """Return the presets with their steps and, once a restoration was timed here, their time."""
+def preset_choices(seconds_per_step: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Return the presets with their steps or, for samplers that were timed here, their time."""
 
-    def cost(steps: int) -> str:
-        if seconds_per_step is None:
-            return f"{steps} steps"
-        return f"about {steps * seconds_per_step:.0f} s"
+    def cost(preset: Preset) -> str:
+        if preset.sampler not in seconds_per_step:
+            return f"{preset.steps} steps"
+        return f"about {preset.steps * seconds_per_step[preset.sampler]:.0f} s"
 
-    return [(f"{name.capitalize()}: {cost(steps)}", name) for name, steps in PRESETS.items()]
+    return [(f"{name.capitalize()}: {cost(preset)}", name) for name, preset in PRESETS.items()]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,69 @@
+"""The bench on a tiny prior: what it reports and how that follows from what was timed."""
+
+import json
+
+import pytest
+
+from silo import bench
+from silo.prior import LatentPrior
+
+PARTS = {
+    "denoiser": 2.0,
+    "encode": 0.5,
+    "decode": 1.5,
+    "encode_batch": 4.0,
+    "silo/compact_cnn": 6.0,
+    "silo-fast/compact_cnn": 2.5,
+    "ldps": 7.0,
+    "gml-dps": 8.0,
+    "psld": 9.0,
+    "pixel_iteration": 0.01,
+    "latent_iteration": 0.1,
+    "operator_training_step": 0.25,
+}
+
+
+def test_everything_that_is_timed_runs_and_the_report_holds_it(tiny_prior: LatentPrior) -> None:
+    seconds = bench.measure(bench.cases(tiny_prior, 64), repetitions=1)
+    assert set(PARTS) < set(seconds)
+    assert {"silo/paper_cnn", "silo/readout", "silo-fast/paper_cnn"} < set(seconds)
+    assert all(value > 0 for value in seconds.values())
+    report = {
+        "prior": "test",
+        "device": "cpu",
+        "dtype": "float32",
+        "threads": 1,
+        "size": 64,
+        "repetitions": 1,
+        "peak_memory_bytes": 2**30,
+        **bench.summarise(seconds),
+    }
+    assert json.loads(json.dumps(report)) == report
+    table = bench.table(report)
+    for name in (*seconds, "quick", "balanced", "paper", "resample"):
+        assert f"| {name} |" in table
+
+
+def test_figures_follow_from_the_parts() -> None:
+    report = bench.summarise(PARTS)
+    images = report["seconds_an_image"]
+    assert images["quick"] == pytest.approx(2 + 16 * 2.5)
+    assert images["balanced"] == pytest.approx(2 + 100 * 6)
+    assert images["paper"] == pytest.approx(2 + 1000 * 6)
+    assert images["psld"] == pytest.approx(2 + 1000 * 9)
+    travels, pixels, latents = 33 * 5 * 2, 17 * (2000 * 0.01 + 0.5), (16 + 1) * 500 * 0.1
+    assert images["resample"] == pytest.approx(2 + 500 * 7 + travels + pixels + latents)
+    assert report["step_over_denoiser"]["silo/compact_cnn"] == pytest.approx(3)
+    bare = report["quick_over_its_denoiser_evaluations"]
+    assert bare["sampling"] == pytest.approx(1.25)
+    assert bare["with_encoding_and_decoding"] == pytest.approx(1.25 + 2 / 32)
+    assert report["times_faster_than_psld"]["quick"] == pytest.approx(9002 / 42)
+    assert report["operator_training_steps_a_second"] == pytest.approx(4)
+    assert report["encoded_pictures_a_second"] == pytest.approx(2)
+
+
+def test_cases_take_turns_and_the_first_round_does_not_count() -> None:
+    turns: list[str] = []
+    cases = {name: lambda name=name: turns.append(name) for name in ("a", "b")}
+    assert set(bench.measure(cases, repetitions=2)) == {"a", "b"}
+    assert turns == ["a", "b"] * 3

@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +55,7 @@ def load_degradation(place: str) -> OwnDegradation:
         )
     content = path.read_bytes()
     sha256 = hashlib.sha256(content).hexdigest()
-    found = getattr(_run(path, sha256), function, None)
+    found: Any = getattr(_run(path, sha256), function, None)
     if not callable(found):
         raise BadDegradation(f"{path} defines no function {function}: check its name.")
     try:
@@ -105,7 +106,6 @@ def _apply(degradation: Degradation, pictures: Tensor) -> Tensor:
     size = pictures.shape[-1]
     mask = operator.draw_mask(size, size, torch.Generator().manual_seed(0))
     try:
-        # Global random numbers differ from call to call, as they would in training.
         result = operator.forward(pictures, mask, torch.Generator().manual_seed(0))
     except OperatorError:
         raise

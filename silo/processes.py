@@ -32,7 +32,9 @@ class Processes:
     @property
     def device(self) -> torch.device:
         """The device of this process."""
-        return self._state.device
+        device = self._state.device
+        assert device is not None, "the state is complete once it is made"
+        return device
 
     def share(self, batch: int) -> slice:
         """The part of a batch that is this process's.

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from silo.__main__ import main
 from silo.images import load_image
 from silo.operator_presets import PRESETS
 from silo.training_log import TrainingLog
+from silo.training_loop import warmup_cosine
 
 ROOT = Path(__file__).parent.parent
 # Random weights make latents that hardly differ: too little to learn from.
@@ -205,27 +205,31 @@ def test_two_processes_train_to_what_one_does(options: list[str], tmp_path: Path
     assert two["l1"] == pytest.approx(one["l1"], abs=1e-3)
 
 
-def test_sigterm_saves_at_the_end_of_a_step_and_the_run_goes_on(
-    options: list[str], tmp_path: Path
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_at_the_end_of_a_step_and_the_run_goes_on(
+    options: list[str], tmp_path: Path, monkeypatch, capsys, number: int, code: int
 ) -> None:
-    more = ["--max_train_steps", "100", "--checkpointing_steps", "1000"]
-    unbroken = ["--output_dir", str(tmp_path / "unbroken")]
-    assert _train(*options, *more, *unbroken) == 0  # and the cache is warm
+    more = ["--max_train_steps", "60", "--checkpointing_steps", "1000"]
+    assert _train(*options, *more, "--output_dir", str(tmp_path / "unbroken")) == 0
+
+    def signalled(step: int, steps: int) -> float:
+        if step == 30:
+            os.kill(os.getpid(), number)
+        return warmup_cosine(step, steps)
+
+    monkeypatch.setattr("silo.training_loop.warmup_cosine", signalled)
+    assert _train(*options, *more) == code
+    monkeypatch.undo()
+    assert "goes on from there" in capsys.readouterr().err.splitlines()[-1]
     working = tmp_path / "out" / ".training" / "super_resolution_x4"
-    with _process([*options, *more], "-m", "silo", "train-operator") as process:
-        while not (working / "log.jsonl").is_file() and process.poll() is None:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate()
-    assert process.returncode == 143, errors
-    assert "goes on from there" in errors.splitlines()[-1]
     (checkpoint,) = working.glob("step_*")
-    assert 50 <= int(checkpoint.name.removeprefix("step_")) < 100
+    assert checkpoint.name == "step_00000032"  # the signal came within the 31st step
     assert _train(*options, *more) == 0
     expected = _weights(tmp_path / "unbroken" / "super_resolution_x4")
     for name, weight in _weights(tmp_path / "out" / "super_resolution_x4").items():
         assert torch.equal(weight, expected[name])
     reference = tmp_path / "unbroken" / ".training" / "super_resolution_x4" / "log.jsonl"
-    assert [line["l1"] for line in TrainingLog(working / "log.jsonl").read()] == [
-        line["l1"] for line in TrainingLog(reference).read()
-    ]
+    logs = [TrainingLog(path).read() for path in (working / "log.jsonl", reference)]
+    assert [[(line["step"], line["l1"]) for line in log] for log in logs] == [
+        [(50, logs[1][0]["l1"])]
+    ] * 2

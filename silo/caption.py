@@ -6,6 +6,7 @@ import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -175,9 +176,12 @@ def _find(name: str, known: CaptionModel | None) -> Path:
 def _generate(model: Qwen2VLForConditionalGeneration, processor: _Processor, photo: Image) -> str:
     photo = photo.convert("RGB")
     photo.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
-    inputs = processor(
+    # transformers annotates neither for these classes.
+    read: Any = processor
+    generator: Any = model
+    inputs = read(
         text=[_DIALOGUE.format(question=QUESTION)], images=[photo], return_tensors="pt"
     ).to(model.device)
-    tokens = model.generate(**inputs, max_new_tokens=MAX_TOKENS, do_sample=False)
+    tokens = generator.generate(**inputs, max_new_tokens=MAX_TOKENS, do_sample=False)
     written = tokens[:, inputs["input_ids"].shape[1] :]
     return processor.batch_decode(written, skip_special_tokens=True)[0].strip()

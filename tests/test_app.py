@@ -1,6 +1,6 @@
 import asyncio
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import gradio as gr
@@ -281,7 +281,7 @@ def test_a_run_is_known_while_it_lasts_and_remembers_its_last_estimate() -> None
     runs = Runs()
     run = Run({}, torch.zeros(1, 3, 8, 8), total=3)
 
-    def steps() -> Iterator[int]:
+    def steps() -> Generator[int, None, None]:
         with runs.begin("visitor", run):
             for step in (1, 2, 3):
                 run.note(Frame(step, 3, 0.0, Image.new("RGB", (8, 8)) if step == 1 else None))

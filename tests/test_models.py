@@ -12,6 +12,7 @@ from silo import hub
 from silo.prior import LatentPrior
 from silo.prior_files import EMBEDDED_NAME
 from silo.request import RestorationRequest
+from silo.restorer import Result
 from silo.ui.models import AUTOMATIC, Models, parse_link
 from tests.hub_server import File, Hub
 
@@ -77,6 +78,7 @@ def test_an_operator_of_the_hub_is_fetched_listed_and_restored_with(
     assert "motion_blur" in label and "MB here" in label
     request = RestorationRequest("motion_blur", torch.zeros(1, 3, 64, 64), simulate=True, steps=1)
     *_, result = models.restorer(None, added.name).restore(request)
+    assert isinstance(result, Result)
     assert result.parameters["operator"] == {"name": added.name, "revision": head}
 
 

@@ -107,7 +107,7 @@ def _endpoint(restoring: Restoring, component: gr.File) -> Callable[..., Answer]
             )
         except (SiloError, OperatorError) as error:
             raise one_sentence(error) from error
-        for event in restoring.frames(request):
+        for event in restoring.frames(request, None, None):
             if isinstance(event, Result):
                 _, *restored = save_result(event, cache_folder(component))
                 return restored, event.parameters

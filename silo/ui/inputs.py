@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 
 import gradio as gr
+from gradio.components import Component
 from gradio.processing_utils import save_pil_to_cache
 
 from operators.catalog import TASKS
@@ -39,7 +40,7 @@ class Settings:
     prior: gr.Dropdown
     operator: gr.Dropdown
 
-    def all(self) -> set[gr.components.Component]:
+    def all(self) -> set[Component]:
         """Return the fields, for an event that reads them all."""
         return {getattr(self, field.name) for field in fields(self)}
 

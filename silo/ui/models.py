@@ -81,7 +81,7 @@ class Models:
         _check_size(repo_id, revision)
         folder, commit = hub.snapshot(repo_id, revision, [CONFIG_NAME, WEIGHTS_NAME])
         task = LatentOperator.from_pretrained(folder).metadata.get("task")
-        if task not in TASKS:
+        if not isinstance(task, str) or task not in TASKS:
             raise OperatorFileError(f"{repo_id} does not say which task it is for: ask its author.")
         name = f"{repo_id}@{commit}"
         self._added[name] = Added(name, task)
@@ -171,7 +171,7 @@ def _cached_priors() -> dict[str, int]:
 
 def _embedded_label() -> str:
     size = sum(file.stat().st_size for file in EMBEDDED_FOLDER.rglob("*.safetensors"))
-    licence = ModelCard.load(EMBEDDED_FOLDER / "README.md").data.license
+    licence = ModelCard.load(EMBEDDED_FOLDER / "README.md").data.to_dict()["license"]
     return f"Small and embedded ({_size(size)} here, {licence})"
 
 

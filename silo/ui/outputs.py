@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.components import Component
 
 from silo.ui import lens
-from silo.ui.wording import uncertainty_caption
+from silo.ui.wording import paragraphs, uncertainty_caption
 
+INVITATION = "Choose a photo or an example; what becomes of it appears here."
 CAUTION = "A restored face is plausible, not evidence of identity."
 
 
@@ -80,7 +82,7 @@ def lay_out() -> Outputs:
     with gr.Row():
         go = gr.Button("Restore", variant="primary", elem_id="restore")
         stop = gr.Button("Stop", interactive=False, elem_id="stop")
-    status = gr.HTML(elem_id="status", padding=False)
+    status = gr.HTML(paragraphs(INVITATION), elem_id="status", padding=False)
     picture = gr.Image(
         show_label=False,
         interactive=False,
@@ -133,6 +135,6 @@ def choose_variant(files: list[str], event: gr.SelectData) -> tuple[tuple[str, s
     return (files[0], variant), lens.lens(files[0], variant), variant
 
 
-def cache_folder(component: gr.components.Component) -> Path:
+def cache_folder(component: Component) -> Path:
     """Return the folder whose files gradio serves, and cleans up."""
     return Path(component.GRADIO_CACHE)

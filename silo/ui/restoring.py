@@ -55,7 +55,7 @@ class Restoring:
 
         @spaces.GPU(duration=gpu_seconds)
         def frames(
-            request: RestorationRequest, prior: str | None = None, operator: str | None = None
+            request: RestorationRequest, prior: str | None, operator: str | None
         ) -> Iterator[Frame | Result]:
             captioner_factory().release_under_pressure()
             picture_due = 0.0

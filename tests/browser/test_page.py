@@ -10,7 +10,7 @@ from playwright.sync_api import Page, Request, expect
 
 from silo.images import read_parameters
 
-PATIENCE = 60_000  # milliseconds
+PATIENCE = 180_000  # milliseconds
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 FINISHED = re.compile(r"Done\. Seed \d+")
 
@@ -202,10 +202,15 @@ def test_stop_while_waiting_for_another_visitor(page: Page) -> None:
     expect(second.locator("#status")).to_have_text(FINISHED, timeout=PATIENCE)
 
 
+def await_canvas(page: Page) -> None:
+    """Wait until the photo is drawn: smaller than an empty canvas, it is shown enlarged."""
+    expect(page.locator("#canvas")).to_contain_text(re.compile(r"\b1\d\d%"), timeout=PATIENCE)
+
+
 def paint(page: Page) -> None:
     """Paint a stroke over the middle of the canvas."""
+    await_canvas(page)
     surface = page.locator("#canvas canvas").first
-    expect(surface).to_be_visible(timeout=PATIENCE)
     surface.scroll_into_view_if_needed()
     box = surface.bounding_box()
     assert box is not None
@@ -240,15 +245,16 @@ def test_what_is_painted_is_filled_in_as_from_a_mask_file(page: Page, tmp_path: 
 
     mask = tmp_path / "mask.png"
     holes = [alpha for alpha in map(painted_in, layers) if alpha.getextrema() == (0, 255)]
-    holes[-1].point(lambda opacity: 255 * (opacity >= 128)).save(mask)
+    holes[-1].point([0] * 128 + [255] * 128).save(mask)
     page.reload()
     choose_task(page, "inpainting free")
     choose_example(page)
-    expect(page.locator("#canvas canvas").first).to_be_visible(timeout=PATIENCE)
+    await_canvas(page)
     with page.expect_file_chooser() as chooser:
         page.locator("#mask-file").click()
-    chooser.value.set_files(mask)
-    page.wait_for_timeout(1500)  # the canvas tells nobody when it has drawn a layer
+    with page.expect_response(lambda answer: "/file=" in answer.url):  # the canvas fetches a layer
+        chooser.value.set_files(mask)
+    page.wait_for_timeout(2000)  # it tells nobody when it has drawn it
     restore(page, steps=2)
     expect(page.locator("#status")).to_have_text(FINISHED, timeout=PATIENCE)
     (tmp_path / "uploaded").mkdir()

@@ -73,11 +73,11 @@ def main(argv: list[str] | None = None) -> int:
 def random_sd15(device: torch.device, dtype: torch.dtype) -> LatentPrior:
     """Stable Diffusion 1.5's architecture with random weights, which takes as long as trained."""
     with torch.device(device):
-        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
-        vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(128, 256, 512, 512),
+        unet: Any = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
+        vae: Any = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,  # pyright: ignore[reportArgumentType]
+            up_block_types=("UpDecoderBlock2D",) * 4,  # pyright: ignore[reportArgumentType]
+            block_out_channels=(128, 256, 512, 512),  # pyright: ignore[reportArgumentType]
             layers_per_block=2,
             sample_size=512,
         )

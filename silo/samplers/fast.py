@@ -71,7 +71,7 @@ def _known(mask: Tensor | None, w: Tensor) -> Tensor:
     """The share of each latent pixel that is known, (1 or B, 1, h, w); 1 without a mask."""
     if mask is None:
         return w.new_ones(1, 1, 1, 1)
-    return adaptive_avg_pool2d(mask.to(w), w.shape[-2:])
+    return adaptive_avg_pool2d(mask.to(w), (w.shape[2], w.shape[3]))
 
 
 SILO_FAST = Sampler(silo_fast, needs_operator=True, steps=16, eta=1.0)

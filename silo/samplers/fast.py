@@ -13,9 +13,9 @@ from silo.errors import BadRequest
 from silo.samplers.problem import Problem, Sampler, Step, standard_normal
 from silo.schedule import Schedule, to_clean, to_epsilon
 
-# The correction converges below 2 / ||J||; H_theta's Jacobian J has a norm near 1, and is less
-# than 1 where it loses detail.
-RELAXATION = 1.5
+# H_theta weakens detail, so that a step made for a Jacobian of 1 falls short: this one is longer.
+# The correction converges where the norm of the Jacobian, which is near 1, stays below twice this.
+JACOBIAN = 0.65
 KEPT_NOISE = 0.3  # the share of the predicted noise in the next level's; the rest is fresh
 # rmse of an operator that does not say its own, per latent element.
 DEFAULT_RMSE = 0.15
@@ -34,11 +34,11 @@ def silo_fast(
 
     The correction is Van Cittert's on w = H_theta(z): where the measurement tells something,
     H_theta is near the identity, so that the error w - H_theta(z0hat) is itself a direction that
-    lessens it, and no gradient is needed. The gain r^2 / (r^2 + s^2 / eta) weighs what the denoiser
-    leaves open, r^2 = 1 - abar, against H_theta's own error on held-out latents, s = `rmse`.
+    lessens it, and no gradient is needed. The gain eta r^2 / (eta J r^2 + s^2) weighs what the
+    denoiser leaves open, r^2 = 1 - abar, against H_theta's error on held-out latents, s = `rmse`.
 
     For the arguments see `Sampler`; here eta divides the variance that H_theta's error is taken
-    to have. What lies in a hole is left to the denoiser.
+    to have, and 0 leaves w out. What lies in a hole is left to the denoiser.
 
     Raises:
         BadRequest: there is no latent operator, it reads the denoiser's features, or a clamp is
@@ -60,8 +60,8 @@ def silo_fast(
         epsilon = to_epsilon(z, prediction.output, alpha_bar, kind)
         error = known * (w - problem.predict_measurement(clean, prediction))
         residual = vector_norm(error, dim=(1, 2, 3))
-        gain = (1 - alpha_bar) / (1 - alpha_bar + rmse**2 / eta)
-        moved = clean + RELAXATION * gain * error
+        gain = eta * (1 - alpha_bar) / (eta * JACOBIAN * (1 - alpha_bar) + rmse**2)
+        moved = clean + gain * error
         noise = KEPT_NOISE * epsilon + (1 - KEPT_NOISE**2) ** 0.5 * standard_normal(generators, z)
         z = alpha_bar_prev**0.5 * moved + (1 - alpha_bar_prev) ** 0.5 * noise
         yield Step(index, len(schedule), t, clean, z, residual)

@@ -42,6 +42,7 @@ def render_operator_card(operator: LatentOperator) -> str:
         noise_draws=training["noise_draws"],
         recipe=_recipe(training),
         source=_source(metadata.get("source")),
+        stand_in=_stand_in(metadata),
         command=_command(metadata),
         restoration=_restoration(metadata["results"]),
         eta=metadata["eta"],
@@ -125,6 +126,17 @@ def _source(source: str | None) -> str:
     return f"\n{note}\n\n{indent(source.strip(), '    ')}\n"
 
 
+def _stand_in(metadata: dict[str, Any]) -> str:
+    """What must be known of an operator that never met the prior it is for."""
+    if "trained_through" not in metadata:
+        return ""
+    return (
+        f"\nThe latents came from `{metadata['trained_through']}`, an autoencoder that shares the "
+        f"latent space of\n`{metadata['prior']}`. Neither the operator nor a restoration with it "
+        f"has been measured on `{metadata['prior']}` itself.\n"
+    )
+
+
 def _command(metadata: dict[str, Any]) -> str:
     """The options that repeat the training, but for the pictures and the folders."""
     training, degradation = metadata["training"], metadata["degradation"]
@@ -132,7 +144,8 @@ def _command(metadata: dict[str, Any]) -> str:
     options = [f"--degradation FILE.py:{degradation['parameters']['name']}"] if own else []
     options += [
         f"--task {metadata['task']}",
-        f"--pretrained_model_name_or_path {metadata['prior']}",
+        f"--pretrained_model_name_or_path {metadata.get('trained_through', metadata['prior'])}",
+        *([f"--latent_space {metadata['prior']}"] if "trained_through" in metadata else []),
         f"--preset {training['preset']}",
         f"--resolution {training['resolution']}",
         f"--pictures {training['pictures']}",

@@ -210,7 +210,7 @@ class _Run:
         operator.metadata = {
             "task": self.task.name,
             "degradation": self.task.degradation.to_dict(),
-            "prior": self.prior.name,
+            "prior": self.arguments.latent_space or self.prior.name,
             "rmse": errors["rmse"],
             "eta": self.task.eta if eta is None else eta,
             "noise_range": list(self.settings.noise_range),
@@ -224,6 +224,8 @@ class _Run:
         }
         if self.source is not None:
             operator.metadata["source"] = self.source
+        if self.arguments.latent_space is not None:
+            operator.metadata["trained_through"] = Path(self.prior.name).name
         return operator
 
     def _check_checkpoints(self, working: Path, cache_key: str) -> None:
@@ -387,6 +389,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--preset", choices=tuple(PRESETS), default="fast", help="settings; other options win")
     add("--pretrained_model_name_or_path", default="tiny", help="the prior")
+    add("--latent_space", metavar="PRIOR", help="the prior it is for, if another of the same space")
     add("--train_data_dir", type=Path, nargs="+", required=True, help="folders of pictures or tars")
     add("--output_dir", type=Path, required=True)
     add("--latent_cache_dir", type=Path, help="of the latents; OUTPUT_DIR/.latents by default")

@@ -62,7 +62,7 @@ PAPER_AUGMENTATION = Augmentation(upside_down=True, brightness=0.05, hue=0.005)
 
 @dataclass(frozen=True)
 class TrainingPictures:
-    """`count` square crops, crop i of picture i modulo their number; each is decided by its index.
+    """`count` square crops, spread evenly over the pictures; each is decided by its index.
 
     Attributes:
         files: the pictures.
@@ -85,7 +85,7 @@ class TrainingPictures:
     def crop(self, index: int) -> Tensor:
         """Crop number `index`, (3, resolution, resolution) in [-1, 1]."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
-        photo = self.files[index % len(self.files)].load(self.resolution)
+        photo = self.files[index * len(self.files) // self.count].load(self.resolution)
         return self.augmentation(random_resized_crop(photo, self.resolution, generator), generator)
 
     def describe(self) -> dict[str, Any]:

@@ -341,10 +341,9 @@ def test_two_processes_share_the_pictures_and_one_writes_the_tables(
     together = _metrics(out)
     alone = [*arguments[:-1], str(tmp_path / "alone"), "--tasks", "gaussian_blur"]
     assert main(alone) == 0
-    scores = [
-        [row["scores"] for row in m["rows"]] for m in (together, _metrics(tmp_path / "alone"))
-    ]
-    assert scores[0] == scores[1]
+    for shared, single in zip(together["rows"], _metrics(tmp_path / "alone")["rows"], strict=True):
+        # Threads add up in another order.
+        assert shared["scores"] == pytest.approx(single["scores"], rel=1e-4)
 
 
 def test_the_record_keeps_whole_rows_and_prefers_the_newer(tmp_path: Path) -> None:

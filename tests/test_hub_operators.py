@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import huggingface_hub
@@ -24,6 +25,7 @@ from silo.errors import BadRequest, HubUnavailable, PushRefused
 from silo.hub_commit import commit_files
 from silo.model_card import base_model_of, render_operator_card
 from silo.operator_listing import on_shelf
+from silo.operator_presets import OperatorTraining
 from silo.prior import LatentPrior
 from silo.request import RestorationRequest
 from silo.restorer import Restorer, Result
@@ -57,13 +59,11 @@ def _train_a_little(seed: int) -> CompactCNN:
         "rmse": 0.25,
         "noise_range": [0.0, 0.05],
         "errors": {"l1": round(error.item(), 4), "l1_identity": 0.4, "rmse": 0.25},
+        "results": {},
         "training": {
-            "resolution": 64,
-            "pictures": 4,
-            "steps": 20,
-            "batch": 4,
-            "learning_rate": 0.01,
-            "seed": seed,
+            **asdict(OperatorTraining(resolution=64, pictures=4, steps=20, batch=4, seed=seed)),
+            "preset": "fast",
+            "photos": 4,
         },
     }
     return operator
@@ -72,7 +72,7 @@ def _train_a_little(seed: int) -> CompactCNN:
 def _save(folder: Path, seed: int = 0) -> Path:
     operator = _train_a_little(seed)
     operator.save_pretrained(folder)
-    (folder / "README.md").write_text(render_operator_card(operator, pictures=4))
+    (folder / "README.md").write_text(render_operator_card(operator))
     return folder
 
 
@@ -168,7 +168,7 @@ def test_the_card_tells_the_hub_what_it_reads(trained: Path) -> None:
     assert "datasets" not in front
     operator.metadata["prior"] = "tiny"
     operator.metadata["training"]["dataset_name"] = "lab/photos"
-    front = yaml.safe_load(render_operator_card(operator, 4).split("---\n")[1])
+    front = yaml.safe_load(render_operator_card(operator).split("---\n")[1])
     assert front["datasets"] == ["lab/photos"] and "base_model" not in front
     assert base_model_of("owner/prior@abc") == "owner/prior"
     assert base_model_of("./prior") is None

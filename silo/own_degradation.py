@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +60,7 @@ def load_degradation(place: str) -> OwnDegradation:
     if not callable(found):
         raise BadDegradation(f"{path} defines no function {function}: check its name.")
     try:
-        operator = register(found, function, sha256)
+        operator = register(cast(Callable[..., Tensor], found), function, sha256)
     except (OperatorError, ValueError) as error:
         raise BadDegradation(f"{path}: {error}") from error
     parameters = {"name": operator.name, "sha256": operator.sha256}

@@ -11,7 +11,7 @@ import json
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
@@ -84,7 +84,8 @@ class PriorTraining:
 
     def stages(self) -> list[Stage]:
         """What is left to do, to be timed; on random latents and with untrained networks."""
-        untrained = build_autoencoder(self.joint).to(self.device)
+        untrained = build_autoencoder(self.joint)
+        cast(Any, untrained).to(self.device)  # its stub knows a dtype alone
         side = self.denoising.latent_size
         noise = [[torch.randn(self.joint.latent_channels, side, side)] for _ in self.photos]
         return [

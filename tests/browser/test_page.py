@@ -1,5 +1,6 @@
 """The page as a visitor meets it."""
 
+import json
 import re
 from io import BytesIO
 from pathlib import Path
@@ -228,7 +229,7 @@ def test_what_is_painted_is_filled_in_as_from_a_mask_file(page: Page, tmp_path: 
 
     def note(sent: Request) -> None:
         if sent.url.split("?")[0].endswith("/queue/join"):
-            for value in sent.post_data_json["data"]:
+            for value in json.loads(sent.post_data or "{}").get("data", []):
                 if isinstance(value, dict) and value.get("layers"):
                     layers.append(value["layers"][0]["url"])
 

@@ -231,7 +231,7 @@ def settings_of(**changed: object) -> dict[str, object]:
     request = RestorationRequest("gaussian_blur", torch.zeros(1, 3, 8, 8))
     names = ("task", "simulate", "noise_sigma", "prompt", "negative_prompt", "guidance_scale")
     settings = {name: getattr(request, name) for name in (*names, "samples", "seed")}
-    return {**settings, "steps": 7, "eta": 2, "noise_sigma": 0.02, **changed}
+    return {**settings, "sampler": "silo", "steps": 7, "eta": 2, "noise_sigma": 0.02, **changed}
 
 
 def test_the_settings_of_a_result_are_read_back(tmp_path: Path) -> None:
@@ -241,7 +241,8 @@ def test_the_settings_of_a_result_are_read_back(tmp_path: Path) -> None:
     assert saved.simulate
     request = saved.request
     assert (request.task, request.seed, request.prompt) == ("gaussian_blur", 9, "a <b>cat</b>")
-    assert (request.effective_steps, request.eta, request.effective_noise_sigma) == (7, 2.0, 0.02)
+    assert (request.effective_sampler, request.effective_steps) == ("silo", 7)
+    assert (request.eta, request.effective_noise_sigma) == (2.0, 0.02)
 
 
 @pytest.mark.parametrize(
@@ -249,6 +250,7 @@ def test_the_settings_of_a_result_are_read_back(tmp_path: Path) -> None:
     [
         ({"task": ["gaussian_blur"]}, "task"),
         ({"task": "../../etc/passwd"}, "no task"),
+        ({"sampler": "guesswork"}, "no sampler"),
         ({"seed": "0"}, "seed"),
         ({"seed": -1}, "seed"),
         ({"steps": True}, "steps"),

@@ -82,9 +82,9 @@ def _wire_preparation(
         preparing.reuse,
         tools.saved,
         [
-            *(fields.task, fields.source, fields.faithfulness, fields.steps, fields.noise_sigma),
-            *(fields.prompt, fields.negative_prompt, fields.guidance_scale, fields.samples),
-            fields.seed,
+            *(fields.task, fields.source, fields.preset, fields.faithfulness, fields.steps),
+            *(fields.noise_sigma, fields.prompt, fields.negative_prompt, fields.guidance_scale),
+            *(fields.samples, fields.seed),
         ],
         **QUIET,
     )

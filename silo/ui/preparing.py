@@ -12,7 +12,7 @@ from operators.errors import OperatorError
 from silo import images
 from silo.errors import BadRequest, SiloError
 from silo.noise import estimate_noise
-from silo.request import RestorationRequest
+from silo.request import PRESETS, RestorationRequest
 from silo.ui import mask_painter
 from silo.ui.errors import one_sentence
 from silo.ui.examples import EXAMPLES, example_photo
@@ -113,9 +113,14 @@ class Preparing:
             request = saved.request
             if request.task not in self._models.tasks():
                 raise BadRequest(f"The page has no operator for the task {request.task} yet.")
+            preset = _preset_of(request)
             usual = self._models.restorer().parameters(
                 RestorationRequest(
-                    request.task, request.image, simulate=True, steps=request.effective_steps
+                    request.task,
+                    request.image,
+                    simulate=True,
+                    preset=preset,
+                    steps=request.effective_steps,
                 )
             )["eta"]
         except SiloError as error:
@@ -124,6 +129,7 @@ class Preparing:
         values = {
             fields.task: request.task,
             fields.source: CLEAN if saved.simulate else DEGRADED,
+            fields.preset: preset,
             fields.faithfulness: round(request.eta / usual, 6),
             fields.steps: request.effective_steps,
             fields.noise_sigma: request.effective_noise_sigma,
@@ -176,3 +182,16 @@ class Preparing:
     def new_seed() -> int:
         """Draw a seed."""
         return secrets.randbelow(SEEDS)
+
+
+def _preset_of(request: RestorationRequest) -> str:
+    """Return the preset with the request's sampler, of several the one with the nearest steps.
+
+    Raises:
+        BadRequest: no preset has that sampler.
+    """
+    sampler, steps = request.effective_sampler, request.effective_steps
+    fitting = {name: abs(p.steps - steps) for name, p in PRESETS.items() if p.sampler == sampler}
+    if not fitting:
+        raise BadRequest(f"The page does not offer the sampler {sampler}: use the command line.")
+    return min(fitting, key=lambda name: fitting[name])

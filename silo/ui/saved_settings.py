@@ -14,6 +14,7 @@ _PLACEHOLDER = torch.zeros(1, 3, 8, 8)  # settings are checked with a request, w
 _TYPES: dict[str, type] = {
     "task": str,
     "simulate": bool,
+    "sampler": str,
     "steps": int,
     "eta": float,
     "noise_sigma": float,

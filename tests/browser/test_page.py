@@ -26,15 +26,28 @@ def choose_example(page: Page, number: int = 0) -> None:
     expect(page.locator("#picture img")).to_be_visible(timeout=PATIENCE)
 
 
+def open_advanced(page: Page) -> None:
+    """Open the panel, which is built only now, and let it put in the first values of its fields."""
+    if not page.locator("#steps").is_visible():
+        page.locator("#advanced > button").click()
+        page.locator("#new-seed").wait_for()
+        page.wait_for_timeout(500)
+
+
 def set_number(page: Page, field: str, value: int) -> None:
+    """Fill a field, again where a page still being built puts back what stood there."""
     number = page.locator(f"{field} input[type=number]")
-    number.fill(str(value))
-    number.press("Tab")
+    for _ in range(20):
+        number.fill(str(value))
+        number.press("Tab")
+        page.wait_for_timeout(100)
+        if number.input_value() == str(value):
+            return
+    pytest.fail(f"{field} does not keep {value}")
 
 
 def restore(page: Page, *, steps: int, seed: int = 0) -> None:
-    if not page.locator("#steps").is_visible():
-        page.locator("#advanced > button").click()
+    open_advanced(page)
     set_number(page, "#steps", steps)
     set_number(page, "#seed", seed)
     page.locator("#restore").click()
@@ -79,7 +92,7 @@ def test_the_settings_of_a_downloaded_result_give_the_same_picture(
 ) -> None:
     choose_task(page, "super resolution x4")
     choose_example(page, 2)
-    page.locator("#advanced > button").click()
+    open_advanced(page)
     set_number(page, "#faithfulness", 2)
     page.get_by_label("What the photo shows (prompt)").fill("a cup of coffee")
     restore(page, steps=2, seed=11)
@@ -89,7 +102,7 @@ def test_the_settings_of_a_downloaded_result_give_the_same_picture(
 
     page.reload()
     choose_example(page, 2)
-    page.locator("#advanced > button").click()
+    open_advanced(page)
     page.locator("#saved input[type=file]").set_input_files(first)
     expect(page.locator("#seed input[type=number]")).to_have_value("11", timeout=PATIENCE)
     page.locator("#restore").click()
@@ -102,7 +115,7 @@ def test_the_settings_of_a_downloaded_result_give_the_same_picture(
 
 def test_several_variants_come_with_a_map_of_where_they_differ(page: Page, tmp_path: Path) -> None:
     choose_example(page, 3)
-    page.locator("#advanced > button").click()
+    open_advanced(page)
     set_number(page, "#samples", 2)
     restore(page, steps=2, seed=4)
     expect(page.locator("#status")).to_have_text(FINISHED, timeout=PATIENCE)
@@ -279,9 +292,11 @@ def test_two_tabs_do_not_mix_their_pictures(page: Page, tmp_path: Path) -> None:
     second = page.context.new_page()
     second.goto(page.url)
     for tab, example, seed in ((page, 0, 21), (second, 2, 22)):
+        tab.bring_to_front()
         choose_example(tab, example)
         restore(tab, steps=2, seed=seed)
     for tab, name, seed in ((page, "astronaut", 21), (second, "coffee", 22)):
+        tab.bring_to_front()
         expect(tab.locator("#status")).to_have_text(FINISHED, timeout=PATIENCE)
         expect(tab.locator("#photo")).to_contain_text(name)
         parameters = read_parameters(downloaded(tab, tmp_path))
@@ -290,7 +305,7 @@ def test_two_tabs_do_not_mix_their_pictures(page: Page, tmp_path: Path) -> None:
 
 def test_describing_says_why_it_cannot(page: Page) -> None:
     choose_example(page)
-    page.locator("#advanced > button").click()
+    open_advanced(page)
     page.locator("#describe").click()
     toast = page.get_by_test_id("toast-body")
     reason = re.compile(r"not in the local cache|Describing needs [\d.]+ GB")
@@ -304,6 +319,6 @@ def test_a_phone_needs_no_sideways_scrolling(page: Page) -> None:
     choose_task(page, "inpainting free")
     choose_example(page)
     expect(page.locator("#canvas")).to_be_visible(timeout=PATIENCE)
-    page.locator("#advanced > button").click()
+    open_advanced(page)
     expect(page.locator("#seed")).to_be_visible()
     assert not is_scrolled_sideways(page)

@@ -30,6 +30,7 @@ from silo.checkpoints import sync
 from silo.data import list_photos
 from silo.devices import pick_device, pick_dtype
 from silo.errors import BadCheckpoint, BadRequest
+from silo.hub import push_operator
 from silo.latent_cache import LatentCache, LatentPairs
 from silo.model_card import render_operator_card
 from silo.operator_presets import PRESETS, OperatorTraining, build_operator
@@ -69,9 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         run = _Run(arguments, prior, task, source, settings, processes, dtype)
         folder = run.train()
         if arguments.push_to_hub and processes.is_main:
-            from silo import hub
-
-            print(hub.push_operator(folder, arguments.hub_model_id))
+            print(push_operator(folder, arguments.hub_model_id))
     processes.leave()
     return 0
 

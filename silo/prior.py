@@ -135,9 +135,9 @@ class LatentPrior:
 
         Args:
             name_or_path: "tiny" (embedded), "sd15", "rv51", a folder in diffusers' layout, or a Hub
-                id. The Hub's may end in "@" and a revision: "sd15@<40-digit commit>" pins the files
-                for good. Without one the branch "main" is taken, as it stands at the time; the
-                attribute `revision` records the commit that it stood for.
+                id. "sd15" and "rv51" are pinned to a commit. The Hub's may end in "@" and another
+                revision; a Hub id without one means the branch "main", as it stands at the time.
+                The attribute `revision` records the commit that was taken.
             revision: the same as an argument.
             device: where to compute.
             dtype: what the networks run in.

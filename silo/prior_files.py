@@ -31,15 +31,19 @@ from silo.errors import HubUnavailable, PriorFileError, UnknownPrior
 
 @dataclass(frozen=True)
 class HubPrior:
-    """Where a named prior lives on the Hub; a branch is resolved to its commit at load."""
+    """Where a named prior lives on the Hub, pinned to a commit."""
 
     repo_id: str
     revision: str
 
 
 HUB_PRIORS = {
-    "sd15": HubPrior("stable-diffusion-v1-5/stable-diffusion-v1-5", "main"),
-    "rv51": HubPrior("stablediffusionapi/realistic-vision-v51", "main"),
+    "sd15": HubPrior(
+        "stable-diffusion-v1-5/stable-diffusion-v1-5", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
+    ),
+    "rv51": HubPrior(
+        "stablediffusionapi/realistic-vision-v51", "19e3643d7d963c156d01537188ec08f0b79a514a"
+    ),
 }
 EMBEDDED_NAME = "tiny"
 EMBEDDED_FOLDER = Path(__file__).with_name("embedded")

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from dataclasses import replace
 from typing import Any
@@ -20,7 +21,7 @@ from silo.prior import (
     feature_channels,
     load_or_embedded,
 )
-from silo.prior_files import load_components
+from silo.prior_files import HUB_PRIORS, load_components
 
 HALF = [torch.float16, torch.bfloat16]
 
@@ -432,7 +433,11 @@ def test_a_file_is_no_prior_and_a_folder_has_no_revision(tiny_prior_folder):
 @pytest.mark.parametrize(
     ("name", "revision", "asked"),
     [
-        ("sd15", None, ("stable-diffusion-v1-5/stable-diffusion-v1-5", "main")),
+        (
+            "sd15",
+            None,
+            ("stable-diffusion-v1-5/stable-diffusion-v1-5", HUB_PRIORS["sd15"].revision),
+        ),
         ("rv51@abc", None, ("stablediffusionapi/realistic-vision-v51", "abc")),
         ("owner/name", "v2", ("owner/name", "v2")),
     ],
@@ -453,6 +458,11 @@ def test_a_hub_prior_records_its_commit(monkeypatch, tiny_prior_folder, name, re
     assert not any("safety_checker" in p or p.endswith(".bin") for p in patterns)
 
 
+def test_the_priors_with_names_of_their_own_are_pinned_to_commits():
+    for prior in HUB_PRIORS.values():
+        assert re.fullmatch("[0-9a-f]{40}", prior.revision)
+
+
 def test_a_repository_without_fp16_files_gives_its_plain_ones(monkeypatch, tiny_prior_folder):
     requests = []
 
@@ -462,7 +472,7 @@ def test_a_repository_without_fp16_files_gives_its_plain_ones(monkeypatch, tiny_
         return (tiny_prior_folder if plain else tiny_prior_folder / "vae"), "c0ffee"
 
     monkeypatch.setattr(hub, "snapshot", snapshot)
-    assert LatentPrior.load("sd15", dtype=torch.float16).revision == "c0ffee"
+    assert LatentPrior.load("owner/name", dtype=torch.float16).revision == "c0ffee"
     assert requests == [
         ("main", ["vae/diffusion_pytorch_model.fp16.safetensors"]),
         ("c0ffee", ["vae/diffusion_pytorch_model.safetensors"]),

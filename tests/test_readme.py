@@ -30,9 +30,11 @@ def test_there_is_one_command_to_start_and_one_to_test() -> None:
     ]
 
 
-def test_linked_files_exist() -> None:
+def test_linked_files_and_sections_exist() -> None:
+    headings = re.findall(r"^#+ (.+)$", README, re.MULTILINE)
+    anchors = {"#" + heading.lower().replace(" ", "-") for heading in headings}
     for target in re.findall(r"\]\((?!https?:)([^)]+)\)", README):
-        assert (ROOT / target).exists(), target
+        assert target in anchors or (ROOT / target).exists(), target
 
 
 def test_the_space_runs_what_the_requirements_ask_for() -> None:

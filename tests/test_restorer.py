@@ -253,15 +253,18 @@ def test_an_operator_for_another_task_or_latent_space_is_refused(
         next(Restorer(tiny_prior, operator=tmp_path).restore(request))
 
 
-def test_no_operator_on_the_shelf_says_how_to_get_one(
-    tiny_prior_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_no_operator_on_the_shelf_says_how_to_get_one(tiny_prior: LatentPrior) -> None:
+    request = RestorationRequest("motion_blur", _picture(), steps=1)
+    with pytest.raises(OperatorNotFound, match="train-operator --task motion_blur"):
+        next(Restorer(tiny_prior).restore(request))
+
+
+def test_priors_with_four_latent_channels_share_stable_diffusions_operators(
+    tiny_prior: LatentPrior,
 ) -> None:
-    monkeypatch.setattr("operators.catalog.SHELF", tmp_path)
-    monkeypatch.setattr("silo.restorer.SHELF", tmp_path)
-    prior = LatentPrior.load(tiny_prior_folder)
-    request = RestorationRequest("gaussian_blur", _picture(), steps=1)
-    with pytest.raises(OperatorNotFound, match="train-operator --task gaussian_blur"):
-        next(Restorer(prior).restore(request))
+    request = RestorationRequest("gaussian_blur", _picture(), preset="quick", steps=1)
+    _, result = _restore(Restorer(tiny_prior), request)
+    assert result.parameters["operator"]["name"] == "trained/gaussian_blur_sd15"
 
 
 def test_closing_stops_the_restoration(tiny_prior: LatentPrior, operators: dict[str, Path]) -> None:

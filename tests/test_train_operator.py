@@ -73,6 +73,18 @@ def test_a_few_pictures_are_restored_and_shown(options: list[str], tmp_path: Pat
     assert "$" not in card and "--max_train_steps 1 " in card and "1 held-out pictures" in card
 
 
+def test_another_autoencoder_of_the_same_latent_space_is_named_as_such(
+    options: list[str], tiny_prior_folder: Path, tmp_path: Path
+) -> None:
+    more = ["--max_train_steps", "1", "--latent_space", "sd15", "--num_validation_images", "1"]
+    assert _train(*options, *more) == 0
+    folder = tmp_path / "out" / "super_resolution_x4"
+    metadata = LatentOperator.from_pretrained(folder).metadata
+    assert (metadata["prior"], metadata["trained_through"]) == ("sd15", tiny_prior_folder.name)
+    card = (folder / "README.md").read_text()
+    assert "--latent_space sd15" in card and "measured on `sd15` itself" in card
+
+
 @pytest.mark.parametrize(
     ("preset", "kind"), [("paper-cnn", PaperCNN), ("paper-readout", ReadoutOperator)]
 )

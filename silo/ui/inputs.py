@@ -68,7 +68,7 @@ def lay_out(models: Models) -> tuple[Settings, Tools]:
         filterable=False,
         elem_id="task",
     )
-    photo = gr.File(label="Photo", file_types=list(SUFFIXES), height=110, elem_id="photo")
+    photo = gr.File(label="Photo", file_types=list(SUFFIXES), height=130, elem_id="photo")
     thumbnails = [
         save_pil_to_cache(example_photo(name, THUMBNAIL), photo.GRADIO_CACHE, name, "png")
         for name in EXAMPLES

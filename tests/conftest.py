@@ -2,12 +2,15 @@
 
 import string
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
@@ -17,6 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from silo.hub import reachable
 from silo.prior import LatentPrior
+from silo.prior_files import load_components
 from tests.hub_server import Hub
 from tests.served_app import App, served_app
 
@@ -75,6 +79,24 @@ def tiny_prior_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     pipeline.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def variational_prior(tiny_prior_folder: Path) -> LatentPrior:
+    """The same with an AutoencoderKL of random weights in place of its autoencoder."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vae: Any = AutoencoderKL.from_config(
+            {
+                "down_block_types": ["DownEncoderBlock2D"] * 4,
+                "up_block_types": ["UpDecoderBlock2D"] * 4,
+                "block_out_channels": [8, 8, 8, 8],
+                "norm_num_groups": 4,
+                "scaling_factor": 0.18215,
+            }
+        )
+    components = load_components(tiny_prior_folder, torch.float32)
+    return LatentPrior(replace(components, vae=vae), name="x")
 
 
 @pytest.fixture

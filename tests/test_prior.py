@@ -1,12 +1,10 @@
 import json
 import re
 import shutil
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from huggingface_hub.errors import RepositoryNotFoundError
@@ -136,26 +134,14 @@ def test_decode_clamps_and_both_ways_carry_gradients(tiny_prior):
     assert z.grad is not None and z.grad.abs().sum() > 0
 
 
-def test_a_variational_autoencoder_gives_its_mode(tiny_prior_folder):
-    components = load_components(tiny_prior_folder, torch.float32)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        vae: Any = AutoencoderKL.from_config(
-            {
-                "down_block_types": ["DownEncoderBlock2D"] * 4,
-                "up_block_types": ["UpDecoderBlock2D"] * 4,
-                "block_out_channels": [8, 8, 8, 8],
-                "norm_num_groups": 4,
-                "scaling_factor": 0.18215,
-            }
-        )
-    prior = LatentPrior(replace(components, vae=vae), name="x")
+def test_a_variational_autoencoder_gives_its_mode(variational_prior):
+    vae: Any = variational_prior._vae
     images = noise(1, 3, 32, 32).clamp(-1, 1)
     with torch.no_grad():
         moments = vae.quant_conv(vae.encoder(images))
-        torch.testing.assert_close(prior.encode(images), moments[:, :4] * 0.18215)
-    assert prior.scale_factor == 8
-    assert prior.decode(prior.encode(images)).shape == images.shape
+        torch.testing.assert_close(variational_prior.encode(images), moments[:, :4] * 0.18215)
+    assert variational_prior.scale_factor == 8
+    assert variational_prior.decode(variational_prior.encode(images)).shape == images.shape
 
 
 @pytest.mark.parametrize("dtype", HALF)

@@ -1,7 +1,6 @@
 """silo-fast in a linear-Gaussian world, where denoiser and posterior are known."""
 
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,43 +9,30 @@ import torch
 from silo.errors import BadRequest
 from silo.samplers import SAMPLERS, Problem
 from silo.schedule import spaced
+from tests.gaussian_world import (
+    ALPHAS_CUMPROD,
+    MU,
+    SIGMA,
+    GaussianPrior,
+    over_channels,
+    problem,
+    seeds,
+)
 
-ALPHAS_CUMPROD = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
-MU = torch.tensor([0.8, -0.5, 0.2])
-SIGMA = torch.tensor([[1.0, 0.5, 0.1], [0.5, 0.8, -0.2], [0.1, -0.2, 0.5]])
 # The last channel is not measured, and the measurement is always 0.3 there.
-H = torch.diag(torch.tensor([0.9, 0.6, 0.0]))
+H = np.diag([0.9, 0.6, 0.0])
 OFFSET = torch.tensor([0.0, 0.1, 0.3])
+MEAN = torch.from_numpy(MU).float().view(1, 3, 1, 1)
 STEPS = 16
 silo_fast = SAMPLERS["silo-fast"].sample
 
 
-def over_channels(matrix: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-    return torch.einsum("ij,bjhw->bihw", matrix, z)
+class NoGradientPrior(GaussianPrior):
+    """Sees to it that no gradient is asked of the denoiser, nor its features."""
 
-
-class GaussianPrior:
-    """Every pixel's three channels are an independent draw of N(MU, SIGMA); denoised exactly."""
-
-    def __init__(self, prediction_type: str = "epsilon") -> None:
-        self.prediction_type = prediction_type
-        self.timesteps: list[int] = []
-
-    def predict(self, latents: torch.Tensor, t: int, prompt: object, *, features: bool) -> object:
+    def predict(self, latents, t, prompt, *, features=False):
         assert not torch.is_grad_enabled() and not features
-        alpha_bar = float(ALPHAS_CUMPROD[t])
-        gain = (
-            alpha_bar**0.5
-            * SIGMA
-            @ torch.inverse(alpha_bar * SIGMA + (1 - alpha_bar) * torch.eye(3))
-        )
-        mu = MU.view(1, 3, 1, 1)
-        clean = mu + over_channels(gain, latents - alpha_bar**0.5 * mu)
-        output = (latents - alpha_bar**0.5 * clean) / (1 - alpha_bar) ** 0.5
-        if self.prediction_type == "v_prediction":
-            output = alpha_bar**0.5 * output - (1 - alpha_bar) ** 0.5 * clean
-        self.timesteps.append(t)
-        return SimpleNamespace(output=output, features=None, time_embedding=None)
+        return super().predict(latents, t, prompt)
 
 
 class LinearOperator:
@@ -65,28 +51,6 @@ class Identity(LinearOperator):
         return z
 
 
-def problem(
-    w: torch.Tensor,
-    operator: object,
-    mask: torch.Tensor | None = None,
-    prior: GaussianPrior | None = None,
-) -> Problem:
-    return Problem(
-        prior=cast(Any, prior or GaussianPrior()),
-        operator=cast(Any, operator),
-        degradation=cast(Any, None),
-        measurement=torch.zeros(1, 3, 1, 1),
-        measurement_latent=w,
-        mask=mask,
-        noise_sigma=0.01,
-        prompt=cast(Any, None),
-    )
-
-
-def seeds(*values: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(value) for value in values]
-
-
 def restored(task: Problem, *seed: int, eta: float = 1.0, steps: int = STEPS) -> torch.Tensor:
     schedule = spaced(ALPHAS_CUMPROD, steps)
     *_, last = silo_fast(task, schedule, eta=eta, generators=seeds(*seed))
@@ -95,7 +59,7 @@ def restored(task: Problem, *seed: int, eta: float = 1.0, steps: int = STEPS) ->
 
 def draw(side: int) -> torch.Tensor:
     noise = torch.randn(1, 3, side, side, generator=seeds(99)[0])
-    return MU.view(1, 3, 1, 1) + over_channels(torch.linalg.cholesky(SIGMA), noise)
+    return MEAN + over_channels(np.linalg.cholesky(SIGMA), noise)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -104,13 +68,13 @@ def test_steps_approach_the_posterior_in_what_is_measured_and_what_is_not(
 ) -> None:
     z, operator = draw(64), LinearOperator()
     w = operator(z, torch.tensor([0.01]))
-    deviation = (z - MU.view(1, 3, 1, 1))[:, :2]
-    expected = MU[2] + over_channels(SIGMA[2:, :2] @ torch.inverse(SIGMA[:2, :2]), deviation)[:, 0]
-    variance = SIGMA[2, 2] - SIGMA[2, :2] @ torch.inverse(SIGMA[:2, :2]) @ SIGMA[:2, 2]
+    deviation = (z - MEAN)[:, :2]
+    expected = MU[2] + over_channels(SIGMA[2:, :2] @ np.linalg.inv(SIGMA[:2, :2]), deviation)[:, 0]
+    variance = SIGMA[2, 2] - SIGMA[2, :2] @ np.linalg.inv(SIGMA[:2, :2]) @ SIGMA[:2, 2]
     errors, slopes = [], []
     for steps in (STEPS, 200):
-        prior = GaussianPrior(prediction_type)
-        task = problem(w, operator, prior=prior)
+        prior = NoGradientPrior(prediction_type)
+        task = problem(w, operator, prior)
         sample = restored(task, 0, steps=steps)
         errors.append(float((sample - z)[:, :2].abs().mean()))
         slope, _ = np.polyfit(expected.flatten(), sample[:, 2].flatten(), 1)
@@ -129,7 +93,7 @@ def test_what_lies_in_a_hole_is_drawn_from_the_prior_whatever_is_measured_there(
     mask[..., 16:48, 16:48] = 0
     z = draw(8)
     wrong = torch.where(mask[..., ::8, ::8] == 0, torch.tensor(5.0), z)
-    samples = [restored(problem(w, Identity(), mask), 1) for w in (z, wrong)]
+    samples = [restored(problem(w, Identity(), mask=mask), 1) for w in (z, wrong)]
     assert torch.equal(samples[0], samples[1])
     hole = samples[0][..., 2:6, 2:6]
     assert (hole - z[..., 2:6, 2:6]).abs().mean() > 0.5
@@ -156,8 +120,8 @@ def test_a_batch_gives_what_its_members_give_alone(measurements: int) -> None:
 
 
 def test_one_seed_gives_one_picture_and_one_evaluation_a_step() -> None:
-    prior = GaussianPrior()
-    task = problem(draw(8), LinearOperator(), prior=prior)
+    prior = NoGradientPrior()
+    task = problem(draw(8), LinearOperator(), prior)
     assert torch.equal(restored(task, 7), restored(task, 7))
     levels = [1000 * k // STEPS - 1 for k in range(STEPS, 0, -1)]
     assert np.abs(np.array(prior.timesteps) - levels * 2).max() <= 1

@@ -1,7 +1,6 @@
 """The samplers guided in pixel space: closed forms in a linear-Gaussian world, and a real prior."""
 
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,7 +13,6 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from operators.degradation import Degradation
 from operators.pixel import measure
 from silo.prior import LatentPrior
-from silo.prior_files import load_components
 from silo.samplers import SAMPLERS, Problem
 from silo.schedule import Schedule, spaced
 
@@ -311,22 +309,6 @@ def test_samples_gather_around_the_posterior_mean_and_agree_with_the_measurement
 
 
 # On a prior of real networks
-def variational(folder: Path) -> LatentPrior:
-    """The prior of random weights with an AutoencoderKL in place of its own."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        vae: Any = AutoencoderKL.from_config(
-            {
-                "down_block_types": ["DownEncoderBlock2D"] * 4,
-                "up_block_types": ["UpDecoderBlock2D"] * 4,
-                "block_out_channels": [8, 8, 8, 8],
-                "norm_num_groups": 4,
-                "scaling_factor": 0.18215,
-            }
-        )
-    return LatentPrior(replace(load_components(folder, torch.float32), vae=vae), name="x")
-
-
 TASKS = {
     "blur": Degradation("gaussian_blur", {"kernel_size": 9, "std": 1.5}),
     "scale": Degradation("super_resolution", {"factor": 4}),
@@ -377,7 +359,7 @@ def transcribed(name: str, prior: LatentPrior, task: Problem, z: torch.Tensor, s
     return (after**0.5 * clean + (1 - after) ** 0.5 * epsilon - z.grad).detach()
 
 
-@pytest.mark.parametrize("make", [LatentPrior.load, variational])
+@pytest.mark.parametrize("kind", ["tiny_prior", "variational_prior"])
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
@@ -387,8 +369,8 @@ def transcribed(name: str, prior: LatentPrior, task: Problem, z: torch.Tensor, s
         if degradation.operator().linear or not SAMPLERS[name].linear_only
     ],
 )
-def test_a_step_on_real_networks_is_the_transcribed_equation(name, damage, make, tiny_prior_folder):
-    prior = make(tiny_prior_folder)
+def test_a_step_on_real_networks_is_the_transcribed_equation(name, damage, kind, request):
+    prior = request.getfixturevalue(kind)
     task = real_problem(prior, TASKS[damage])
     schedule = spaced(prior.alphas_cumprod, 3)
     own = PEERS[name] | ({"interval": 1000} if name == "resample" else {})  # no event at once

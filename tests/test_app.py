@@ -16,6 +16,7 @@ from silo.images import Fit, from_pil, read_parameters, save_png
 from silo.prior import LatentPrior
 from silo.request import PRESETS, RestorationRequest
 from silo.restorer import Measured, Result
+from silo.ui.cache import keep
 from silo.ui.examples import EXAMPLES, example_photo
 from silo.ui.mask_painter import invert, paint_mask_file, painted_mask, view, wants_mask
 from silo.ui.models import Models
@@ -225,6 +226,15 @@ def test_the_map_is_the_standard_deviation_over_the_samples(tmp_path: Path) -> N
         grey = drawn.convert("L")
     assert grey.getpixel((2, 1)) == max(grey.tobytes())
     assert grey.getpixel((0, 0)) == min(grey.tobytes())
+
+
+def test_a_picture_is_kept_once_and_whole(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (5, 4), (1, 2, 3))
+    path = keep(picture, tmp_path, "photo")
+    assert keep(picture.copy(), tmp_path, "photo") == path
+    assert [Path(path)] == [each for each in tmp_path.rglob("*") if each.is_file()]
+    with Image.open(path) as kept:
+        assert (kept.format, kept.tobytes()) == ("PNG", picture.tobytes())
 
 
 def settings_of(**changed: object) -> dict[str, object]:

@@ -4,11 +4,11 @@ from dataclasses import dataclass, fields
 
 import gradio as gr
 from gradio.components import Component
-from gradio.processing_utils import save_pil_to_cache
 
 from operators.catalog import TASKS
 from silo.decoding import SUFFIXES
 from silo.request import MAX_STEPS, PRESETS
+from silo.ui.cache import keep
 from silo.ui.examples import EXAMPLES, THUMBNAIL, example_photo
 from silo.ui.models import AUTOMATIC, Models
 from silo.ui.wording import preset_choices, task_choices
@@ -70,8 +70,7 @@ def lay_out(models: Models) -> tuple[Settings, Tools]:
     )
     photo = gr.File(label="Photo", file_types=list(SUFFIXES), height=130, elem_id="photo")
     thumbnails = [
-        save_pil_to_cache(example_photo(name, THUMBNAIL), photo.GRADIO_CACHE, name, "png")
-        for name in EXAMPLES
+        keep(example_photo(name, THUMBNAIL), photo.GRADIO_CACHE, name) for name in EXAMPLES
     ]
     examples = gr.Dataset(
         label="Or take an example",

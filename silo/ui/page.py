@@ -63,7 +63,9 @@ def _wire_preparation(
         damage,
         [*shown.of_result(), tools.painter],
         **QUIET,
-    ).then(preparing.blank_canvas, fields.photo, fields.canvas, **QUIET)  # it draws when visible
+    ).then(  # it draws when visible
+        preparing.blank_canvas, [fields.photo, fields.task, fields.source], fields.canvas, **QUIET
+    )
     # `input`, not `change`: only a person's choice may overwrite what stands in these fields.
     fields.preset.input(lambda name: PRESETS[name].steps, fields.preset, fields.steps, **QUIET)
     gr.on(

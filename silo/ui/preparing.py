@@ -4,8 +4,6 @@ import secrets
 from typing import Any
 
 import gradio as gr
-from gradio.processing_utils import save_pil_to_cache
-from PIL import Image
 
 from operators.catalog import TASKS
 from operators.errors import OperatorError
@@ -14,6 +12,7 @@ from silo.errors import BadRequest, SiloError
 from silo.noise import estimate_noise
 from silo.request import PRESETS, RestorationRequest
 from silo.ui import mask_painter
+from silo.ui.cache import keep
 from silo.ui.errors import one_sentence
 from silo.ui.examples import EXAMPLES, example_photo
 from silo.ui.inputs import CLEAN, DEGRADED, MAX_NOISE, Settings, Tools
@@ -76,10 +75,12 @@ class Preparing:
             return gr.skip()  # `show` tells what is wrong with the file
         return min(MAX_NOISE, round(level / NOISE_STEP) * NOISE_STEP)
 
-    def blank_canvas(self, path: str | None) -> Image.Image | None:
-        """The photo to paint on; none for a file that is no picture, of which `show` tells."""
+    def blank_canvas(self, path: str | None, task: str, source: str) -> str | None:
+        """The photo to paint on; none where there is no hole to mark or, as `show` tells, photo."""
+        if path is None or not wants_mask(task, source == CLEAN):
+            return None
         try:
-            return None if path is None else view(images.load_image(path).pixels)
+            return keep(view(images.load_image(path).pixels), self._settings.canvas.GRADIO_CACHE)
         except SiloError:
             return None
 
@@ -101,8 +102,7 @@ class Preparing:
         """Take an example: the file, that it is clean, and the noise that `task` adds."""
         name = EXAMPLES[index]
         example = example_photo(name, self._models.restorer().prior.native_size)
-        cache = self._settings.photo.GRADIO_CACHE
-        path = save_pil_to_cache(example, cache, name, "png")
+        path = keep(example, self._settings.photo.GRADIO_CACHE, name)
         return path, CLEAN, TASKS[task].degradation.noise_sigma
 
     def reuse(self, path: str) -> dict[Any, Any]:

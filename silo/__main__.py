@@ -8,6 +8,7 @@ COMMANDS = {
     "restore": ("silo.commands.restore", "restore pictures, or degrade and restore clean ones"),
     "degrade": ("silo.commands.degrade", "degrade a clean picture"),
     "operators": ("silo.commands.operators", "list, publish, fetch, check and convert operators"),
+    "sample": ("silo.commands.sample", "draw pictures from a prior alone"),
     "evaluate": ("silo.evaluate", "measure restorations over many pictures"),
     "bench": ("silo.bench", "time what a restoration is made of"),
     "train-operator": ("silo.train_operator", "train operators for tasks and a prior"),

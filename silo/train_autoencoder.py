@@ -5,7 +5,6 @@ mean 0 and variance 1, so that the latents need no scaling. The decoder sees
 latents with a little noise on them: what a diffusion model hands it is never exact.
 """
 
-import copy
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 from silo.data import Photo, center_crop, random_crop, to_tensor
 from silo.lpips import LPIPS
 from silo.training_loop import TrainingLoop
+from silo.widening import widen_from
 
 MOMENT_WEIGHT = 0.02
 LATENT_NOISE = 0.05
@@ -30,7 +30,7 @@ ADAM_BETAS = (0.9, 0.99)
 class AutoencoderTraining:
     """What decides an autoencoder, but for the pictures."""
 
-    latent_channels: int = 8
+    latent_channels: int = 12
     width: int = 64
     encoder_blocks: tuple[int, ...] = (0, 1, 2, 3)
     decoder_blocks: tuple[int, ...] = (3, 2, 1, 0)
@@ -38,8 +38,9 @@ class AutoencoderTraining:
     batch: int = 16
     crop: int = 128
     learning_rate: float = 1e-3
-    lpips_weight: float = 0.3
+    lpips_weight: float = 1.0
     seed: int = 0
+    decoder_alone: bool = False
 
 
 def build_autoencoder(settings: AutoencoderTraining) -> AutoencoderTiny:
@@ -69,15 +70,27 @@ def train_autoencoder(
 ) -> tuple[AutoencoderTiny, dict]:
     """Train, resuming from the newest checkpoint in `output`.
 
-    With `start`, its decoder alone is trained further. The latents stay what they are, so that a
-    denoiser and operators trained on them remain valid.
+    Args:
+        photos: to train on.
+        held_out: to measure on.
+        settings: with `decoder_alone`, the latents stay what they are in `start`, so that a
+            denoiser and operators trained on them remain valid.
+        output: folder of the checkpoints.
+        start: the weights to begin with, of an autoencoder with no more latent channels; random
+            where it is None.
+        lpips: the perceptual part of the loss, or None.
+        device: where to train.
+        dtype: of the autocast.
+        checkpointing_steps: how many steps lie between two checkpoints.
 
     Returns:
         The averaged weights, and a record of settings, losses and held-out fidelity.
     """
-    model = build_autoencoder(settings) if start is None else copy.deepcopy(start)
+    model = build_autoencoder(settings)
+    if start is not None:
+        widen_from(model, start)
     cast(Any, model).to(device=device, memory_format=torch.channels_last)
-    model.requires_grad_(True).encoder.requires_grad_(start is None)
+    model.requires_grad_(True).encoder.requires_grad_(not settings.decoder_alone)
     loop = TrainingLoop(
         model,
         output,

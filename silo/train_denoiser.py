@@ -18,6 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from silo.captions import build_tokenizer, special_ids, token_ids
 from silo.data import Photo, to_tensor
 from silo.training_loop import TrainingLoop
+from silo.widening import widen_from
 
 AVERAGE_DECAY = 0.999
 ADAM_BETAS = (0.9, 0.99)
@@ -133,20 +134,34 @@ def train_denoiser(
     settings: DenoiserTraining,
     output: Path,
     *,
+    start: tuple[TextToLatent, CLIPTokenizer] | None = None,
     device: torch.device,
     dtype: torch.dtype,
     checkpointing_steps: int,
 ) -> tuple[TextToLatent, CLIPTokenizer, dict]:
     """Train on v-prediction, resuming from the newest checkpoint in `output`.
 
+    Args:
+        latents: the views of each picture (see `encode_photos`).
+        captions: one for each picture.
+        settings: all else that decides the result.
+        output: folder of the checkpoints.
+        start: the weights to begin with, for latents of no more channels, and the tokenizer they
+            were trained with; random, and learned from `captions`, where it is None.
+        device: where to train.
+        dtype: of the autocast.
+        checkpointing_steps: how many steps lie between two checkpoints.
+
     Returns:
         The averaged weights, the tokenizer, and a record of settings and losses.
     """
-    tokenizer = build_tokenizer(captions)
+    tokenizer = build_tokenizer(captions) if start is None else start[1]
     tokens = token_ids(tokenizer, captions)
     null = token_ids(tokenizer, [""])[0]
     alpha_bar = build_scheduler().alphas_cumprod.double()
     model = TextToLatent(settings, latents[0][0].shape[0], tokenizer).to(device)
+    if start is not None:
+        widen_from(model, start[0])
     cast(Any, model.unet).to(memory_format=torch.channels_last)
     loop = TrainingLoop(
         model,

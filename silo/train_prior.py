@@ -11,7 +11,7 @@ import json
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
@@ -19,7 +19,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from silo import checkpoints
+from silo import checkpoints, prior_files
 from silo.allocation import keep_freed_memory
 from silo.data import Photo, iterate_photos
 from silo.devices import pick_device
@@ -33,11 +33,20 @@ from silo.train_denoiser import (
     train_denoiser,
 )
 from silo.training_cost import Stage, estimate
+from silo.widening import widen_from
 
 RESOLUTION = 256
 HELD_OUT_MEASURED = 40
 # Once the latents are fixed, what they do not carry is better painted than averaged.
-DECODER_STEPS, DECODER_LEARNING_RATE, DECODER_LPIPS_WEIGHT = 1500, 5e-4, 1.0
+DECODER_STEPS, DECODER_LEARNING_RATE = 1500, 5e-4
+
+
+class StartingPrior(NamedTuple):
+    """The trained parts of a prior that another one begins with."""
+
+    autoencoder: AutoencoderTiny
+    denoiser: TextToLatent
+    tokenizer: CLIPTokenizer
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,7 @@ class PriorTraining:
         denoising: the denoiser's and the text encoder's.
         alone: the training of the decoder by itself, last.
         lpips: the perceptual part of the autoencoder's loss, or None.
+        start: a prior whose weights it begins with, or None.
         output: folder of the checkpoints.
         device: where to train.
         dtype: of the autocast.
@@ -63,6 +73,7 @@ class PriorTraining:
     denoising: DenoiserTraining
     alone: AutoencoderTraining
     lpips: LPIPS | None
+    start: StartingPrior | None
     output: Path
     device: torch.device
     dtype: torch.dtype
@@ -71,13 +82,15 @@ class PriorTraining:
     def run(self) -> tuple[AutoencoderTiny, TextToLatent, CLIPTokenizer, dict[str, Any]]:
         """Train all parts, resuming; returns them and the records of their losses."""
         output = self.output
-        autoencoder, joint = self._train_codec(self.joint, output / "autoencoder", self.held_out)
+        autoencoder, joint = self._train_codec(
+            self.joint, output / "autoencoder", self.held_out, self._start_of_codec
+        )
         latents = self._encode(self.photos, autoencoder, self._cache)
         denoiser, tokenizer, denoising = self._train_denoiser(
             latents, self.denoising, output / "denoiser"
         )
         autoencoder, alone = self._train_codec(
-            self.alone, output / "decoder", self.held_out, start=autoencoder
+            self.alone, output / "decoder", self.held_out, autoencoder
         )
         record = {"autoencoder": joint, "denoiser": denoising, "decoder": alone}
         return autoencoder, denoiser, tokenizer, record
@@ -94,7 +107,7 @@ class PriorTraining:
                 self.joint.steps - checkpoints.steps_done(self.output / "autoencoder"),
                 "step",
                 lambda n, folder: self._train_codec(
-                    replace(self.joint, steps=n), folder, self.held_out[:1]
+                    replace(self.joint, steps=n), folder, self.held_out[:1], self._start_of_codec
                 ),
             ),
             Stage(
@@ -116,10 +129,14 @@ class PriorTraining:
                 self.alone.steps - checkpoints.steps_done(self.output / "decoder"),
                 "step",
                 lambda n, folder: self._train_codec(
-                    replace(self.alone, steps=n), folder, self.held_out[:1], start=untrained
+                    replace(self.alone, steps=n), folder, self.held_out[:1], untrained
                 ),
             ),
         ]
+
+    @property
+    def _start_of_codec(self) -> AutoencoderTiny | None:
+        return None if self.start is None else self.start.autoencoder
 
     @property
     def _cache(self) -> Path:
@@ -130,7 +147,7 @@ class PriorTraining:
         settings: AutoencoderTraining,
         folder: Path,
         measured: list[Photo],
-        start: AutoencoderTiny | None = None,
+        start: AutoencoderTiny | None,
     ) -> tuple[AutoencoderTiny, dict[str, Any]]:
         return train_autoencoder(
             self.photos,
@@ -157,6 +174,7 @@ class PriorTraining:
             [photo.caption for photo in self.photos],
             settings,
             folder,
+            start=None if self.start is None else (self.start.denoiser, self.start.tokenizer),
             device=self.device,
             dtype=self.dtype,
             checkpointing_steps=self.checkpointing_steps,
@@ -175,19 +193,26 @@ def main(argv: list[str] | None = None) -> int:
     held_out = list(iterate_photos(arguments.train_data_dir, "held_out", RESOLUTION))
     print(f"{len(photos)} pictures to train on, {len(held_out)} held out", flush=True)
     weights = find_weights("alex", arguments.metric_weights)
-    joint = AutoencoderTraining(steps=arguments.autoencoder_steps, seed=arguments.seed)
+    joint = AutoencoderTraining(
+        latent_channels=arguments.latent_channels,
+        steps=arguments.autoencoder_steps,
+        seed=arguments.seed,
+    )
+    denoising = DenoiserTraining(steps=arguments.denoiser_steps, seed=arguments.seed)
+    start = arguments.pretrained_model_name_or_path
     training = PriorTraining(
         photos=photos,
         held_out=held_out[:HELD_OUT_MEASURED],
         joint=joint,
-        denoising=DenoiserTraining(steps=arguments.denoiser_steps, seed=arguments.seed),
+        denoising=denoising,
         alone=replace(
             joint,
             steps=arguments.decoder_steps,
             learning_rate=DECODER_LEARNING_RATE,
-            lpips_weight=DECODER_LPIPS_WEIGHT,
+            decoder_alone=True,
         ),
         lpips=LPIPS("alex", weights).to(device) if weights else None,
+        start=None if start is None else load_start(start, denoising),
         output=output,
         device=device,
         dtype=torch.bfloat16 if arguments.mixed_precision == "bf16" else torch.float32,
@@ -199,6 +224,21 @@ def main(argv: list[str] | None = None) -> int:
     (output / "training.json").write_text(json.dumps(record, indent=1))
     print(f"The prior lies in {output / 'pipeline'}; its record in {output / 'training.json'}.")
     return 0
+
+
+def load_start(name: str, settings: DenoiserTraining) -> StartingPrior:
+    """The parts of the prior that `--pretrained_model_name_or_path` names.
+
+    Raises:
+        BadRequest: its networks are not of the kind that is trained here.
+        UnknownPrior: there is no such prior.
+    """
+    folder, _ = prior_files.locate(name, None, torch.float32)
+    parts = prior_files.load_components(folder, torch.float32)
+    denoiser = TextToLatent(settings, parts.unet.config.in_channels, parts.tokenizer)
+    widen_from(denoiser.unet, parts.unet)
+    widen_from(denoiser.text_encoder, parts.text_encoder)
+    return StartingPrior(parts.vae, denoiser, parts.tokenizer)
 
 
 def export(
@@ -233,6 +273,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--metric_weights", type=Path, help="folder with LPIPS weights; without: L1 alone"
     )
+    parser.add_argument(
+        "--pretrained_model_name_or_path",
+        metavar="PRIOR",
+        help="a prior trained by this command to begin with, of no more latent channels; without: "
+        "random weights",
+    )
+    parser.add_argument("--latent_channels", type=int, default=AutoencoderTraining.latent_channels)
     parser.add_argument("--autoencoder_steps", type=int, default=AutoencoderTraining.steps)
     parser.add_argument("--decoder_steps", type=int, default=DECODER_STEPS)
     parser.add_argument("--denoiser_steps", type=int, default=DenoiserTraining.steps)

@@ -12,15 +12,18 @@ from PIL import Image
 
 from operators.latent import LatentOperator
 from silo import checkpoints
+from silo.captions import token_ids
 from silo.data import Photo
-from silo.errors import NumericalError
+from silo.errors import BadRequest, NumericalError
 from silo.prior import LatentPrior
 from silo.train_autoencoder import (
     AutoencoderTraining,
     measure_autoencoder,
     train_autoencoder,
 )
+from silo.train_denoiser import DenoiserTraining
 from silo.train_operator import main as train_operator
+from silo.train_prior import load_start
 from silo.train_prior import main as train_prior
 from silo.training_log import TrainingLog
 from silo.training_loop import TrainingLoop, warmup_cosine
@@ -85,7 +88,8 @@ def test_a_resumed_autoencoder_equals_an_unbroken_one(
 def test_training_the_decoder_further_leaves_the_latents_alone(tmp_path: Path) -> None:
     first, record = _run(tmp_path / "first")
     assert record["held_out_psnr"] > 0
-    second, _ = _run(tmp_path / "second", replace(AUTOENCODER, seed=1), start=first)
+    alone = replace(AUTOENCODER, seed=1, decoder_alone=True)
+    second, _ = _run(tmp_path / "second", alone, start=first)
     for name, value in first.state_dict().items():
         same = torch.equal(value, second.state_dict()[name])
         assert same == name.startswith("encoder"), name
@@ -151,7 +155,7 @@ def test_train_prior_makes_a_prior_and_train_operator_an_operator_for_it(
     steps = ["--autoencoder_steps", "2", "--denoiser_steps", "2", "--decoder_steps", "2"]
     assert train_prior(["--train_data_dir", str(folder), "--output_dir", str(output), *steps]) == 0
     prior = LatentPrior.load(output / "pipeline")
-    assert (prior.native_size, prior.latent_channels) == (256, 8)
+    assert (prior.native_size, prior.latent_channels) == (256, 12)
     assert prior.prediction_type == "v_prediction"
     assert torch.isfinite(prior.decode(prior.encode(torch.zeros(1, 3, 64, 64)))).all()
     record = json.loads((output / "training.json").read_text())
@@ -169,6 +173,23 @@ def test_train_prior_makes_a_prior_and_train_operator_an_operator_for_it(
         assert operator.metadata["errors"]["l1"] > 0
         card = (tmp_path / "operators" / task / "README.md").read_text()
         assert task in card and "$" not in card
+
+
+def test_a_prior_can_begin_with_another_one() -> None:
+    start, prior = load_start("tiny", DenoiserTraining()), LatentPrior.load("tiny")
+    tokens = token_ids(start.tokenizer, ["a red dress"])
+    latents = torch.randn(1, prior.latent_channels, 32, 32)
+    with torch.no_grad():
+        output = start.denoiser(latents, torch.tensor([400]), tokens)
+        expected = prior.predict(latents, 400, prior.embed("a red dress")).output
+    torch.testing.assert_close(output, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_prior_cannot_begin_with_one_of_more_channels(folder: Path, tmp_path: Path) -> None:
+    arguments = ["--train_data_dir", str(folder), "--output_dir", str(tmp_path / "prior")]
+    arguments += ["--pretrained_model_name_or_path", "tiny", "--latent_channels", "4"]
+    with pytest.raises(BadRequest, match="wider but not narrower"):
+        train_prior(arguments)
 
 
 LOOP = """

@@ -15,10 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from silo.decoding import SUFFIXES
-from silo.errors import BadRequest
+from silo.errors import BadImage, BadRequest
 
 SPLITS = ("train", "held_out", "all")
 HELD_OUT_ONE_IN = 40
+# Pillow knows more, some of which run programs; pictures may come from strangers.
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 
 # Crops of one picture carry one of these suffixes and must fall on the same side of the split.
 _CROP_SUFFIX = re.compile(r"(_(face|whole|[qhf]\d+))?(_512)?$")
@@ -61,11 +63,21 @@ class PhotoFile:
     size: int
 
     def load(self, min_side: int = 0) -> Photo:
-        """Decode it; enlarge it where its short side is below `min_side` pixels."""
+        """Decode it; enlarge it where its short side is below `min_side` pixels.
+
+        Raises:
+            BadImage: it is damaged, too large, or no picture.
+        """
         with self.path.open("rb") as file:
             file.seek(self.offset)
             data = io.BytesIO(file.read(self.size))
-        return Photo(self.name, self.caption, _decode(data, min_side))
+        try:
+            pixels = _decode(data, min_side)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise BadImage(
+                f"{self.name!r} in {self.path} is damaged, too large or no picture: remove it."
+            ) from error
+        return Photo(self.name, self.caption, pixels)
 
 
 def list_photos(folders: list[Path], split: str) -> list[PhotoFile]:
@@ -77,7 +89,7 @@ def list_photos(folders: list[Path], split: str) -> list[PhotoFile]:
         split: "train", "held_out" or "all" (see `is_held_out`).
 
     Raises:
-        BadRequest: a folder that does not exist, or no picture of the split anywhere.
+        BadRequest: a folder that does not exist, a damaged tar, or no picture of the split.
     """
     if split not in SPLITS:
         raise BadRequest(f"Unknown split '{split}'; choose one of {', '.join(SPLITS)}.")
@@ -124,23 +136,30 @@ def _photo_files(folder: Path) -> Iterator[PhotoFile]:
 
 
 def _tar_photo_files(path: Path) -> Iterator[PhotoFile]:
-    with tarfile.open(path) as tar:
-        members: dict[str, dict[str, tarfile.TarInfo]] = {}
-        for member in tar:
-            stem, _, suffix = member.name.rpartition(".")
-            if member.isfile():
-                members.setdefault(stem, {})["." + suffix.lower()] = member
-        for stem, parts in members.items():
-            text = tar.extractfile(parts[".txt"]) if ".txt" in parts else None
-            caption = text.read().decode().strip() if text else ""
-            for suffix in SUFFIXES:
-                if suffix in parts:
-                    member = parts[suffix]
-                    yield PhotoFile(stem, caption, path, member.offset_data, member.size)
+    try:
+        with tarfile.open(path, "r:") as tar:  # uncompressed: pictures are read at their offsets
+            yield from _member_photo_files(path, tar)
+    except tarfile.TarError as error:
+        raise BadRequest(f"{path} is no whole, uncompressed tar: pack it again.") from error
+
+
+def _member_photo_files(path: Path, tar: tarfile.TarFile) -> Iterator[PhotoFile]:
+    members: dict[str, dict[str, tarfile.TarInfo]] = {}
+    for member in tar:
+        stem, _, suffix = member.name.rpartition(".")
+        if member.isfile():
+            members.setdefault(stem, {})["." + suffix.lower()] = member
+    for stem, parts in members.items():
+        text = tar.extractfile(parts[".txt"]) if ".txt" in parts else None
+        caption = text.read().decode().strip() if text else ""
+        for suffix in SUFFIXES:
+            if suffix in parts:
+                member = parts[suffix]
+                yield PhotoFile(stem, caption, path, member.offset_data, member.size)
 
 
 def _decode(data: io.BytesIO, min_side: int) -> np.ndarray:
-    image = Image.open(data).convert("RGB")
+    image = Image.open(data, formats=_FORMATS).convert("RGB")
     if min(image.size) < min_side:
         scale = min_side / min(image.size)
         width, height = (max(min_side, round(side * scale)) for side in image.size)

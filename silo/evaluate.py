@@ -2,6 +2,7 @@
 
     python -m silo evaluate --data PHOTOS... --tasks T,... --samplers S,... --limit 20 --out DIR
     python -m silo evaluate --data FFHQ --protocol ffhq --out DIR
+    python -m silo evaluate --dataset_name ORG/NAME@COMMIT ... --out DIR   (pictures from the Hub)
     accelerate launch -m silo.evaluate ...          (the pictures are shared out among processes)
 
 Every picture's central square is degraded and restored at the prior's native size. LPIPS, FID and
@@ -46,6 +47,7 @@ from silo.evaluation.report import (
 )
 from silo.evaluation.search import candidates, search
 from silo.evaluation.sheets import contact_sheet
+from silo.hub_dataset import fetch_dataset
 from silo.inception import Inception, find_inception
 from silo.protocols import PAPER_TASKS, PROTOCOLS, Protocol, Setting
 from silo.samplers import SAMPLERS
@@ -61,7 +63,9 @@ def main(argv: list[str] | None = None) -> int:
     settings = _plan(arguments, protocol)
     keep_freed_memory()
     rank, processes = (int(os.environ.get(name, default)) for name, default in _WORLD)
-    photos, others = _select(arguments, protocol)
+    dataset = fetch_dataset(arguments.dataset_name) if arguments.dataset_name else None
+    folders: list[Path] = dataset.folders if dataset else arguments.data
+    photos, others = _select(folders, arguments, protocol)
     bare = [photo.name for photo in (*photos, *others) if not photo.caption]
     if bare and any(setting.prompt is None for setting in settings):
         raise BadRequest(f"{bare[0]} has no caption: write it to {bare[0]}.txt beside the picture.")
@@ -88,7 +92,10 @@ def main(argv: list[str] | None = None) -> int:
         print("Done here; the process that ends last writes the tables.", file=sys.stderr)
         return 0
     cells = _summarize(bench, settings, photos)
-    _write(bench, settings, photos, cells, arguments, protocol, searched)
+    data = [folder.name for folder in folders]
+    if dataset is not None:
+        data = [f"{dataset.repo_id}@{dataset.commit}"]
+    _write(bench, settings, photos, cells, data, arguments, protocol, searched)
     return 1 if any(cell.failed for cell in cells) else 0
 
 
@@ -137,9 +144,9 @@ def _plan(arguments: argparse.Namespace, protocol: Protocol | None) -> list[Sett
 
 
 def _select(
-    arguments: argparse.Namespace, protocol: Protocol | None
+    folders: list[Path], arguments: argparse.Namespace, protocol: Protocol | None
 ) -> tuple[list[Photo], list[Photo]]:
-    """The pictures to evaluate, and the others to search hyper-parameters on.
+    """The pictures of `folders` to evaluate, and the others to search hyper-parameters on.
 
     A protocol takes the first pictures of its data set; `--split` takes part of the data, of which
     `--limit` pictures are evenly spaced, so that every folder and shard has its share.
@@ -150,11 +157,11 @@ def _select(
     if arguments.limit is not None and arguments.limit < 1:
         raise BadRequest(f"--limit {arguments.limit} leaves nothing to evaluate: set 1 or more.")
     if protocol is not None and arguments.split is None:
-        found = iterate_photos(arguments.data, "all")
+        found = iterate_photos(folders, "all")
         photos = list(islice(found, protocol.pictures))
         others = list(islice(found, arguments.search))
     else:
-        photos = list(iterate_photos(arguments.data, arguments.split or "held_out"))
+        photos = list(iterate_photos(folders, arguments.split or "held_out"))
         others = []
     names = [photo.name for photo in photos]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -196,6 +203,7 @@ def _write(
     settings: Sequence[Setting],
     photos: Sequence[Photo],
     cells: Sequence[Cell],
+    data: Sequence[str],
     arguments: argparse.Namespace,
     protocol: Protocol | None,
     searched: list[dict[str, Any]],
@@ -205,7 +213,7 @@ def _write(
     names = [photo.name for photo in photos]
     metrics = {
         "protocol": arguments.protocol,
-        "data": [folder.name for folder in arguments.data],
+        "data": data,
         "split": arguments.split,
         "pictures": names,
         "device": str(bench.device),
@@ -271,7 +279,11 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders or tar shards")
+    pictures = parser.add_mutually_exclusive_group(required=True)
+    pictures.add_argument("--data", type=Path, nargs="+", help="folders of pictures or tar shards")
+    pictures.add_argument(
+        "--dataset_name", metavar="ORG/NAME[@REVISION]", help="pictures or tar shards on the Hub"
+    )
     parser.add_argument("--split", choices=SPLITS, help="held_out; a protocol: its first pictures")
     parser.add_argument("--limit", type=int, help="how many pictures, evenly spaced among all")
     parser.add_argument("--out", type=Path, required=True)

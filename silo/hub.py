@@ -59,13 +59,16 @@ def reachable() -> bool:
     return answered.is_set()
 
 
-def snapshot(repo_id: str, revision: str, allow_patterns: list[str]) -> tuple[Path, str]:
-    """A model repository's files in the local cache, downloaded first where the Hub is reachable.
+def snapshot(
+    repo_id: str, revision: str, allow_patterns: list[str], *, repo_type: str = "model"
+) -> tuple[Path, str]:
+    """A repository's files in the local cache, downloaded first where the Hub is reachable.
 
     Args:
         repo_id: "owner/name".
         revision: branch, tag or commit hash.
         allow_patterns: the files wanted, as glob patterns; nothing else is downloaded.
+        repo_type: "model" or "dataset".
 
     Returns:
         The folder and the 40-digit commit hash it holds.
@@ -79,6 +82,7 @@ def snapshot(repo_id: str, revision: str, allow_patterns: list[str]) -> tuple[Pa
     try:
         folder = snapshot_download(
             repo_id,
+            repo_type=repo_type,
             revision=revision,
             allow_patterns=allow_patterns,
             local_files_only=not online,
@@ -91,11 +95,11 @@ def snapshot(repo_id: str, revision: str, allow_patterns: list[str]) -> tuple[Pa
         FileMetadataError,
         XetDownloadError,
     ) as error:
-        raise unavailable(repo_id, revision) from error
+        raise unavailable(repo_id, revision, repo_type) from error
     return Path(folder), Path(folder).name
 
 
-def unavailable(repo_id: str, revision: str) -> HubUnavailable:
+def unavailable(repo_id: str, revision: str, repo_type: str = "model") -> HubUnavailable:
     """The error for files that neither the Hub nor the local cache gives."""
     if constants.is_offline_mode():
         reason = "HF_HUB_OFFLINE is set"
@@ -103,9 +107,10 @@ def unavailable(repo_id: str, revision: str) -> HubUnavailable:
         reason = f"the download from {constants.ENDPOINT} failed"
     else:
         reason = f"{constants.ENDPOINT} does not answer"
+    kind = "" if repo_type == "model" else f" --repo-type {repo_type}"
     return HubUnavailable(
         f"{repo_id}@{revision} is not in the local cache and {reason}: "
-        f"go online and try again, or run `hf download {repo_id}` beforehand."
+        f"go online and try again, or run `hf download {repo_id}{kind}` beforehand."
     )
 
 

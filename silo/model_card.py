@@ -38,6 +38,7 @@ def render_operator_card(operator: LatentOperator) -> str:
         noise_low=low,
         noise_high=high,
         pictures=f"{training['photos']:,}",
+        dataset=_dataset(training),
         crops=f"{training['pictures']:,}",
         noise_draws=training["noise_draws"],
         recipe=_recipe(training),
@@ -105,6 +106,15 @@ def base_model_of(prior: str) -> str | None:
     return name if is_hub_id else None
 
 
+def _dataset(training: dict[str, Any]) -> str:
+    """Where on the Hub the pictures are, as the continuation of a sentence."""
+    if "dataset_name" not in training:
+        return ""
+    name, revision = training["dataset_name"], training["dataset_revision"]
+    link = f"[{name}](https://huggingface.co/datasets/{name})"
+    return f" of the dataset {link}\nat commit `{revision}`"
+
+
 def _recipe(training: dict[str, Any]) -> str:
     """What the preset adds to a plain run, as the end of a sentence."""
     parts = []
@@ -138,10 +148,14 @@ def _stand_in(metadata: dict[str, Any]) -> str:
 
 
 def _command(metadata: dict[str, Any]) -> str:
-    """The options that repeat the training, but for the pictures and the folders."""
+    """The options that repeat the training, but for folders."""
     training, degradation = metadata["training"], metadata["degradation"]
     own = degradation["kind"] == FUNCTION
-    options = [f"--degradation FILE.py:{degradation['parameters']['name']}"] if own else []
+    pictures = "--train_data_dir PHOTOS"
+    if "dataset_name" in training:
+        pictures = f"--dataset_name {training['dataset_name']}@{training['dataset_revision']}"
+    options = [pictures]
+    options += [f"--degradation FILE.py:{degradation['parameters']['name']}"] if own else []
     options += [
         f"--task {metadata['task']}",
         f"--pretrained_model_name_or_path {metadata.get('trained_through', metadata['prior'])}",

@@ -2,6 +2,7 @@
 
     python -m silo train-operator --task T... --train_data_dir PHOTOS... --output_dir OUT
     python -m silo train-operator --degradation FILE.py:FUNCTION --train_data_dir PHOTOS ...
+    python -m silo train-operator --task T --dataset_name ORG/NAME@COMMIT ...     (of the Hub)
 
 Pictures are encoded once, clean and degraded; training then reads latents alone. The operators lie
 in OUT/<task>, beside grids of restored pictures. A run that was interrupted goes on from its newest
@@ -16,6 +17,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,11 @@ from operators.catalog import TASKS, Task, get_task, own_task
 from operators.latent import LatentOperator
 from silo.allocation import keep_freed_memory
 from silo.checkpoints import sync
-from silo.data import list_photos
+from silo.data import PhotoFile, list_photos
 from silo.devices import pick_device, pick_dtype
 from silo.errors import BadCheckpoint, BadRequest
 from silo.hub import push_operator
+from silo.hub_dataset import HubDataset, fetch_dataset
 from silo.latent_cache import LatentCache, LatentPairs
 from silo.model_card import render_operator_card
 from silo.operator_presets import PRESETS, OperatorTraining, build_operator
@@ -38,6 +41,7 @@ from silo.own_degradation import check_degradation, load_degradation
 from silo.prior import LatentPrior, PromptEmbedding
 from silo.processes import Processes
 from silo.schedule import noised
+from silo.tracking import Tracker, check_tracker, tracked
 from silo.training_log import TrainingLog
 from silo.training_loop import TrainingLoop
 from silo.training_pictures import Augmentation, TrainingPictures
@@ -45,6 +49,7 @@ from silo.validation import Restorations, latent_errors
 
 HELD_OUT_PICTURES = 256
 WORKING_FOLDER = ".training"
+LOGS_FOLDER = "logs"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,6 +61,9 @@ def main(argv: list[str] | None = None) -> int:
     tasks, source = _tasks(arguments)
     if arguments.push_to_hub and len(tasks) > 1:
         raise BadRequest("--push_to_hub publishes one operator: name one --task.")
+    if arguments.report_to is not None:
+        check_tracker(arguments.report_to)
+    dataset = fetch_dataset(arguments.dataset_name) if arguments.dataset_name else None
     keep_freed_memory()
     device = pick_device(arguments.device)
     processes = Processes(cpu=device.type == "cpu")
@@ -67,8 +75,12 @@ def main(argv: list[str] | None = None) -> int:
     processes.share(settings.batch)
     for task in tasks:
         check_degradation(task.degradation, prior.native_size)
-        run = _Run(arguments, prior, task, source, settings, processes, dtype)
-        folder = run.train()
+        report_to = arguments.report_to if processes.is_main else None
+        logs = arguments.output_dir / LOGS_FOLDER
+        with tracked(report_to, f"silo-{task.name}", logs, asdict(settings)) as tracker:
+            folder = _Run(
+                arguments, dataset, prior, task, source, settings, processes, dtype, tracker
+            ).train()
         if arguments.push_to_hub and processes.is_main:
             print(push_operator(folder, arguments.hub_model_id))
     processes.leave()
@@ -81,21 +93,25 @@ class _Run:
 
     Attributes:
         arguments: of the command line, for what does not decide the operator.
+        dataset: the pictures, where they come from the Hub.
         prior: in whose latent space it works.
         task: what degrades the pictures.
         source: of the degradation, where it is a Python function.
         settings: what decides the operator.
         processes: those that train together.
         dtype: of the networks, and of the operator while it is trained.
+        tracker: is told how it goes.
     """
 
     arguments: argparse.Namespace
+    dataset: HubDataset | None
     prior: LatentPrior
     task: Task
     source: str | None
     settings: OperatorTraining
     processes: Processes
     dtype: torch.dtype
+    tracker: Tracker
 
     def train(self) -> Path:
         """Train, validating now and then; returns the folder of the operator."""
@@ -126,6 +142,7 @@ class _Run:
             gradient_norm=settings.gradient_norm,
             checkpoints_total_limit=arguments.checkpoints_total_limit,
             processes=self.processes,
+            report=partial(self.tracker.log, "train"),
         )
         log = TrainingLog(working / "validation.jsonl")
         first, share = loop.step, self.processes.share(settings.batch)
@@ -150,10 +167,15 @@ class _Run:
         self.processes.wait()
         return folder
 
+    def _files(self, split: str) -> list[PhotoFile]:
+        """The pictures of one side of the split."""
+        dataset, own = self.dataset, self.arguments.train_data_dir
+        return list_photos(own if dataset is None else dataset.folders, split)
+
     def _cache(self, split: str) -> LatentCache:
         """The pairs of one side of the split; held-out ones are neither blurred nor turned."""
         arguments, settings = self.arguments, self.settings
-        files = list_photos(arguments.train_data_dir, split)
+        files = self._files(split)
         training = split == "train"
         pictures = TrainingPictures(
             tuple(files if training else _spread(files, HELD_OUT_PICTURES)),
@@ -193,12 +215,13 @@ class _Run:
         if self.arguments.num_validation_images:
             working = self.arguments.output_dir / WORKING_FOLDER / self.task.name
             self._described(operator, errors, {}).save_pretrained(working / "operator")
-            files = list_photos(self.arguments.train_data_dir, "held_out")
-            files = _spread(files, self.arguments.num_validation_images)
+            files = _spread(self._files("held_out"), self.arguments.num_validation_images)
             grid = self.arguments.output_dir / f"{self.task.name}.step_{loop.step:06d}.png"
             grid.parent.mkdir(parents=True, exist_ok=True)
             results = Restorations(prior, self.task, files).run(working / "operator", grid)
+            self.tracker.show("validation/pictures", loop.step, grid)
         log.write(loop.step, {**errors, **results})
+        self.tracker.log("validation", loop.step, {**errors, **results})
         return {name: round(value, 4) for name, value in errors.items()}, results
 
     def _described(
@@ -216,7 +239,8 @@ class _Run:
             "training": {
                 **asdict(self.settings),
                 "preset": self.arguments.preset,
-                "photos": len(list_photos(self.arguments.train_data_dir, "train")),
+                "photos": len(self._files("train")),
+                **self._dataset_record(),
             },
             "errors": {name: round(value, 4) for name, value in errors.items()},
             "results": results,
@@ -226,6 +250,11 @@ class _Run:
         if self.arguments.latent_space is not None:
             operator.metadata["trained_through"] = Path(self.prior.name).name
         return operator
+
+    def _dataset_record(self) -> dict[str, str]:
+        if self.dataset is None:
+            return {}
+        return {"dataset_name": self.dataset.repo_id, "dataset_revision": self.dataset.commit}
 
     def _check_checkpoints(self, working: Path, cache_key: str) -> None:
         """Begin the run in a folder, or make sure that its checkpoints belong to the same one.
@@ -389,7 +418,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--preset", choices=tuple(PRESETS), default="fast", help="settings; other options win")
     add("--pretrained_model_name_or_path", default="tiny", help="the prior")
     add("--latent_space", metavar="PRIOR", help="the prior it is for, if another of the same space")
-    add("--train_data_dir", type=Path, nargs="+", required=True, help="folders of pictures or tars")
+    pictures = parser.add_mutually_exclusive_group(required=True)
+    pictures.add_argument("--train_data_dir", type=Path, nargs="+", help="folders, or of tars")
+    pictures.add_argument(
+        "--dataset_name", metavar="ORG/NAME[@REVISION]", help="pictures or tar shards on the Hub"
+    )
     add("--output_dir", type=Path, required=True)
     add("--latent_cache_dir", type=Path, help="of the latents; OUTPUT_DIR/.latents by default")
     add("--resolution", type=int, help="of the crops; the prior's native size by default")
@@ -406,6 +439,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--checkpointing_steps", type=int, default=200)
     add("--checkpoints_total_limit", type=int, default=2)
     add("--resume_from_checkpoint", choices=("latest", "none"), default="latest")
+    add("--report_to", metavar="TRACKER", help="tensorboard, wandb or another of accelerate's")
     add("--push_to_hub", action="store_true", help="publish the operator when it is trained")
     add("--hub_model_id", metavar="ORG/NAME", help="its repository")
     add("--seed", type=int)

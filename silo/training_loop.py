@@ -6,7 +6,7 @@ import copy
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -63,6 +63,7 @@ class TrainingLoop(Generic[Model]):
         gradient_norm: float | None = GRADIENT_NORM,
         checkpoints_total_limit: int = 2,
         processes: Processes | None = None,
+        report: Callable[[int, dict[str, float]], None] | None = None,
     ) -> None:
         """Load the newest checkpoint in `output`, if any.
 
@@ -80,6 +81,7 @@ class TrainingLoop(Generic[Model]):
             gradient_norm: longer gradients are shortened to it; None for never.
             checkpoints_total_limit: how many checkpoints are kept.
             processes: those that train together, each with its share of every batch.
+            report: also told what goes to the log, with the step and the learning rate.
         """
         self.model = model
         self.average: Model = copy.deepcopy(model).requires_grad_(False)
@@ -92,7 +94,7 @@ class TrainingLoop(Generic[Model]):
         )
         self._schedule, self._gradient_norm = schedule, gradient_norm
         self._keep_checkpoints = checkpoints_total_limit
-        self._processes = processes
+        self._processes, self._report = processes, report
         self._is_main = processes is None or processes.is_main
         self.step, self.seconds = 0, 0.0
         self._sums: dict[str, float] = {}
@@ -178,6 +180,9 @@ class TrainingLoop(Generic[Model]):
     def _keep(self) -> None:
         if self.step % LOG_EVERY == 0:
             self.log.write(self.step, self._sums)
+            if self._report is not None:
+                learning_rate = self._optimizer.param_groups[0]["lr"]
+                self._report(self.step, {**self._sums, "learning_rate": learning_rate})
             self._sums = {}
         due = self.step % self._checkpointing_steps == 0
         if due or self._stopping or self.step == self._steps:

@@ -97,7 +97,7 @@ class Hub:
     Attributes:
         url: what to set HF_ENDPOINT to.
         tokens: the namespaces each token may write to.
-        repositories: by "models/owner/name" or "spaces/owner/name".
+        repositories: by "models/owner/name", "datasets/..." or "spaces/...".
         collections: the model ids of each collection, by its slug.
         hardware: what was requested for each Space.
         requests: "METHOD path" of every request.
@@ -411,7 +411,8 @@ def front_matter(card: str) -> dict[str, str]:
 
 def _routes() -> list[tuple[tuple[str, ...], re.Pattern[str], str]]:
     repo_id, revision = r"(?P<repo_id>[^/]+/[^/]+)", r"(?P<revision>[^/]+)"
-    api, web = rf"/api/(?P<kind>models|spaces)/{repo_id}", rf"/(?P<kind>spaces/)?{repo_id}"
+    api = rf"/api/(?P<kind>models|datasets|spaces)/{repo_id}"
+    web = rf"/(?P<kind>datasets/|spaces/)?{repo_id}"
     get, post = ("GET", "HEAD"), ("POST",)
     table = [
         (post, "/api/repos/create", "create_repo"),

@@ -167,9 +167,11 @@ def test_the_card_tells_the_hub_what_it_reads(trained: Path) -> None:
     assert "0.4" in result["metrics"][0]["name"]  # what the identity reaches
     assert "datasets" not in front
     operator.metadata["prior"] = "tiny"
-    operator.metadata["training"]["dataset_name"] = "lab/photos"
-    front = yaml.safe_load(render_operator_card(operator).split("---\n")[1])
+    operator.metadata["training"] |= {"dataset_name": "lab/photos", "dataset_revision": "a" * 40}
+    card = render_operator_card(operator)
+    front = yaml.safe_load(card.split("---\n")[1])
     assert front["datasets"] == ["lab/photos"] and "base_model" not in front
+    assert f"--dataset_name lab/photos@{'a' * 40} " in card and "PHOTOS" not in card
     assert base_model_of("owner/prior@abc") == "owner/prior"
     assert base_model_of("./prior") is None
 

@@ -29,6 +29,7 @@ from silo.hub_commit import commit_files, retried
 
 PROBE_SECONDS = 1.5
 CARD_NAME = "README.md"
+EXAMPLE_NAME = "example.png"  # what a card may show
 OPERATOR_FILES = (CONFIG_NAME, WEIGHTS_NAME, CARD_NAME)
 
 
@@ -127,7 +128,8 @@ def push_operator(folder: Path, repo_id: str, *, private: bool = False) -> str:
     """Publish a trained operator: one commit of its two files and its card.
 
     Args:
-        folder: `config.json`, `model.safetensors` and the README.md of `silo.model_card`.
+        folder: `config.json`, `model.safetensors`, the README.md of `silo.model_card`, and the
+            picture that this may show.
         repo_id: "owner/name", created where it does not exist.
         private: create it private; one that exists must be private already.
 
@@ -152,6 +154,8 @@ def push_operator(folder: Path, repo_id: str, *, private: bool = False) -> str:
         )
     require_online(f"push to {repo_id}")
     files = {name: folder / name for name in OPERATOR_FILES}
+    if (folder / EXAMPLE_NAME).is_file():
+        files[EXAMPLE_NAME] = folder / EXAMPLE_NAME
     title = f"Upload the operator for {metadata['task']} on {metadata['prior']}"
     return commit_files(repo_id, files, title, private=private)
 
@@ -187,9 +191,10 @@ def pull_operator(repo_id: str, folder: Path, *, revision: str | None = None) ->
         arrived = Path(aside) / folder.name
         with download_errors(repo_id, revision):
             commit = retried(lambda: HfApi().model_info(repo_id, revision=revision)).sha
+            wanted = [*OPERATOR_FILES, EXAMPLE_NAME]
             retried(
                 lambda: snapshot_download(
-                    repo_id, revision=commit, allow_patterns=list(OPERATOR_FILES), local_dir=arrived
+                    repo_id, revision=commit, allow_patterns=wanted, local_dir=arrived
                 )
             )
         verify_operator(arrived)

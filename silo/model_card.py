@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from operators.function import FUNCTION
 from operators.latent import LatentOperator
+from silo.hub import EXAMPLE_NAME
 from silo.prior_files import HUB_PRIORS
 
 LICENSE = "cc-by-sa-4.0"  # of operators trained on the openly licensed pictures of the prior
@@ -17,11 +18,12 @@ MEASURES = {"l1": "L1 on held-out latents", "rmse": "RMSE on held-out latents"}
 _TEMPLATE = Path(__file__).parent.parent / "hub_cards" / "operator.md"
 
 
-def render_operator_card(operator: LatentOperator) -> str:
+def render_operator_card(operator: LatentOperator, example: str | None = None) -> str:
     """The README.md of an operator's repository, from its metadata.
 
     Args:
         operator: trained, with the metadata of `silo.train_operator`.
+        example: what the picture `silo.hub.EXAMPLE_NAME` beside the card shows, if there is one.
     """
     metadata, errors = operator.metadata, operator.metadata["errors"]
     training, degradation = metadata["training"], metadata["degradation"]
@@ -44,6 +46,9 @@ def render_operator_card(operator: LatentOperator) -> str:
         recipe=_recipe(training),
         source=_source(metadata.get("source")),
         stand_in=_stand_in(metadata),
+        example=""
+        if example is None
+        else f"\n![{metadata['task']}: an example]({EXAMPLE_NAME})\n\n{example}\n",
         command=_command(metadata),
         restoration=_restoration(metadata["results"]),
         eta=metadata["eta"],

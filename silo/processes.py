@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import torch
 import torch.distributed
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from torch import Tensor
 
 from silo.errors import BadRequest
+
+_ONE_PROCESS = (
+    "`accelerate launch --cpu` starts a single process unless --mpirun_hostfile is given; this is "
+    "it, and trains to the same result. For several without MPI, put --multi_gpu in the place of "
+    "--cpu, and --device cpu at the end."
+)
 
 
 class Processes:
@@ -28,6 +38,11 @@ class Processes:
         self.count: int = self._state.num_processes
         self.rank: int = self._state.process_index
         self.is_main = self.rank == 0
+        # `accelerate launch --cpu` names a port for several processes, but leaves it to mpirun to
+        # start them, and tells none how many there should be.
+        left_alone = self.count == 1 and "MASTER_PORT" in os.environ
+        if left_alone and parse_flag_from_env("ACCELERATE_USE_CPU"):
+            print(_ONE_PROCESS, file=sys.stderr)
 
     @property
     def device(self) -> torch.device:

@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
+from accelerate.tracking import (
+    LOGGER_TYPE_TO_CLASS,
+    GeneralTracker,
+    TensorBoardTracker,
+    WandBTracker,
+    get_available_trackers,
+)
 from accelerate.utils import LoggerType
 from PIL import Image
 
@@ -29,13 +35,15 @@ class Tracker:
             self._tracker.log({f"{group}/{k}": value for k, value in values.items()}, step=step)
 
     def show(self, title: str, step: int, picture: Path) -> None:
-        """Send a picture, where the tracker shows pictures."""
-        if self._tracker is None or not hasattr(self._tracker, "log_images"):
+        """Send a picture to TensorBoard or Weights & Biases; the others have ways of their own."""
+        if not isinstance(self._tracker, TensorBoardTracker | WandBTracker):
             return
-        layout = {"dataformats": "NHWC"} if self._tracker.name == "tensorboard" else {}
         with Image.open(picture) as image:
-            batch = np.asarray(image)[None]
-        self._tracker.log_images({title: batch}, step=step, **layout)
+            pixels = np.asarray(image)
+        if isinstance(self._tracker, TensorBoardTracker):
+            self._tracker.log_images({title: pixels[None]}, step=step, dataformats="NHWC")
+        else:
+            self._tracker.log_images({title: [pixels]}, step=step)
 
 
 def check_tracker(name: str) -> None:

@@ -32,7 +32,8 @@ from silo.checkpoints import sync
 from silo.data import PhotoFile, list_photos
 from silo.devices import pick_device, pick_dtype
 from silo.errors import BadCheckpoint, BadRequest
-from silo.hub import push_operator
+from silo.example_picture import write_example
+from silo.hub import CARD_NAME, EXAMPLE_NAME, push_operator
 from silo.hub_dataset import HubDataset, fetch_dataset
 from silo.latent_cache import LatentCache, LatentPairs
 from silo.model_card import render_operator_card
@@ -162,7 +163,8 @@ class _Run:
             errors, results = self._validate(loop, held_out, prompt, log)
             operator = self._described(loop.average, errors, results)
             operator.save_pretrained(folder, dtype=torch.float16)
-            (folder / "README.md").write_text(render_operator_card(operator))
+            card = render_operator_card(operator, self._write_example(folder))
+            (folder / CARD_NAME).write_text(card)
             print(json.dumps({"task": self.task.name, **errors, **results}), flush=True)
         self.processes.wait()
         return folder
@@ -223,6 +225,14 @@ class _Run:
         log.write(loop.step, {**errors, **results})
         self.tracker.log("validation", loop.step, {**errors, **results})
         return {name: round(value, 4) for name, value in errors.items()}, results
+
+    def _write_example(self, folder: Path) -> str | None:
+        """Write the card's picture, where a restoration with the operator's own prior is wanted."""
+        path = folder / EXAMPLE_NAME
+        path.unlink(missing_ok=True)  # of an earlier training
+        if self.arguments.latent_space is not None or not self.arguments.num_validation_images:
+            return None
+        return write_example(path, self.prior, self.task, folder)
 
     def _described(
         self, operator: LatentOperator, errors: dict[str, float], results: dict[str, float | int]

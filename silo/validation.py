@@ -71,8 +71,18 @@ class Restorations:
             of the restorations and of the measurements.
         """  # noqa: D205
         restorer = Restorer(self.prior, operator=operator)
-        results = [self._restore(restorer, file) for file in self.files]
-        save_png(grid, torch.cat([_strip(result) for result in results], dim=-2))
+        size = self.prior.native_size
+        results = [
+            restore_simulated(
+                restorer,
+                self.task,
+                center_crop(file.load(size), size)[None],
+                preset="balanced",
+                steps=RESTORATION_STEPS,
+            )
+            for file in self.files
+        ]
+        save_png(grid, torch.cat([side_by_side(result) for result in results], dim=-2))
         pairs = [scores(result) for result in results]
         means: dict[str, float | int] = {"pictures": len(results), "steps": RESTORATION_STEPS}
         for name in ("psnr", "lpips"):
@@ -82,21 +92,33 @@ class Restorations:
                     means[name + title] = round(mean(values), 4)
         return means
 
-    def _restore(self, restorer: Restorer, file: PhotoFile) -> Result:
-        size = self.prior.native_size
-        request = RestorationRequest(
-            self.task.name,
-            center_crop(file.load(size), size)[None],
-            simulate=True,
-            degradation=None if self.task.name in TASKS else self.task.degradation,
-            steps=RESTORATION_STEPS,
-        )
-        *_, result = restorer.restore(request)
-        assert isinstance(result, Result), "a restoration ends with its result"
-        return result
+
+def restore_simulated(
+    restorer: Restorer, task: Task, picture: Tensor, *, preset: str, steps: int | None = None
+) -> Result:
+    """Degrade and restore a clean picture (1, 3, H, W), always alike.
+
+    Args:
+        restorer: with the operator for the task.
+        task: what degrades the picture.
+        picture: in [-1, 1].
+        preset: of `silo.request.PRESETS`.
+        steps: in place of the preset's.
+    """
+    request = RestorationRequest(
+        task.name,
+        picture,
+        simulate=True,
+        degradation=None if task.name in TASKS else task.degradation,
+        preset=preset,
+        steps=steps,
+    )
+    *_, result = restorer.restore(request)
+    assert isinstance(result, Result), "a restoration ends with its result"
+    return result
 
 
-def _strip(result: Result) -> Tensor:
+def side_by_side(result: Result) -> Tensor:
     """Clean, measurement and restoration side by side, (1, 3, H, 3 W)."""
     assert result.clean is not None, "validation simulates the damage"
     return torch.cat([result.clean, result.measurement, result.images], dim=-1)

@@ -22,6 +22,7 @@ from silo.images import load_image, save_png
 from silo.lpips import WEIGHTS_VARIABLE
 from silo.metrics import frechet_distance, psnr
 from silo.prior import LatentPrior
+from tests.hub_server import File, Hub
 
 ROOT = Path(__file__).parent.parent
 
@@ -235,6 +236,20 @@ def test_the_main_table_is_run_on_another_prior_beside_what_is_published(
     assert [row["sampler"] for row in restored] == ["silo", "gml-dps"]
     assert restored[0]["seed"] == 1000 and restored[0]["noise_sigma"] == 0.01
     assert restored[0]["prompt"] == "A high quality photo of a face" and restored[1]["prompt"] == ""
+
+
+def test_the_pictures_may_come_from_the_hub(
+    arguments: list[str], photos: Path, out: Path, local_hub: Hub
+) -> None:
+    pictures = {f"test/{path.name}": File(path.read_bytes(), True) for path in photos.iterdir()}
+    commit = local_hub.create("datasets/lab/photos").commit("photos", pictures)
+    where = arguments.index("--data")
+    arguments[where : where + 2] = ["--dataset_name", f"lab/photos@{commit}"]
+    assert main([*arguments, "--tasks", "jpeg_q10", "--limit", "6"]) == 0
+    assert _metrics(out)["data"] == [f"lab/photos@{commit}"]
+    assert _metrics(out)["pictures"] == sorted(path.stem for path in photos.iterdir())
+    with pytest.raises(SystemExit, match="2"):
+        main([*arguments, "--data", str(photos)])
 
 
 def test_the_autoencoder_protocol_scores_encoding_and_decoding(

@@ -345,6 +345,22 @@ def test_a_push_over_a_stale_parent(local_hub: Hub, trained: Path, tmp_path: Pat
     assert repository.files["note.txt"].content == b"theirs"
 
 
+def test_the_picture_of_a_card_travels_with_it(
+    local_hub: Hub, trained: Path, tmp_path: Path
+) -> None:
+    card = render_operator_card(LatentOperator.from_pretrained(trained), "What it shows.")
+    assert "(example.png)\n\nWhat it shows.\n\n| | |" in card
+    (trained / "README.md").write_text(card)
+    (trained / "example.png").write_bytes(b"a picture")
+    (trained / "notes.txt").write_text("mine")
+    hub.push_operator(trained, NAME)
+    repository = local_hub.repositories[f"models/{NAME}"]
+    assert len(repository.commits) == 2  # with the rest, at once
+    assert repository.files.keys() == {".gitattributes", "example.png", *FILES}
+    hub.pull_operator(NAME, tmp_path / "pulled")
+    assert _files(tmp_path / "pulled").keys() == {"example.png", *FILES}
+
+
 PLACES = ["PUT /lfs/.*", ".*/batch", f"POST /api/models/{NAME}/commit/main", ".*/validate-yaml"]
 
 

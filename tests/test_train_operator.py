@@ -7,19 +7,27 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
+import skimage.data
 import torch
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, WandBTracker
+from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 from safetensors.torch import load_file
 
 from operators.convolutional import PaperCNN
 from operators.latent import LatentOperator
 from operators.readout import ReadoutOperator
 from silo.__main__ import main
+from silo.data import Photo, center_crop
 from silo.images import load_image
 from silo.operator_presets import PRESETS
+from silo.processes import Processes
 from silo.training_log import TrainingLog
 from silo.training_loop import warmup_cosine
+from tests.hub_server import File, Hub
 
 ROOT = Path(__file__).parent.parent
 # Random weights make latents that hardly differ: too little to learn from.
@@ -70,7 +78,97 @@ def test_a_few_pictures_are_restored_and_shown(options: list[str], tmp_path: Pat
     grid = load_image(tmp_path / "out" / "super_resolution_x4.step_000001.png").pixels
     assert grid.shape == (1, 3, 128, 3 * 128)
     card = (folder / "README.md").read_text()
+    assert "](example.png)" in card and "16 denoiser evaluations" in card
+    example = load_image(folder / "example.png").pixels
+    astronaut = center_crop(Photo("", "", skimage.data.astronaut()), 128)
+    assert example.shape == (1, 3, 128, 3 * 128)
+    torch.testing.assert_close(example[0, :, :, :128], astronaut, atol=0.01, rtol=0)
     assert "$" not in card and "--max_train_steps 1 " in card and "1 held-out pictures" in card
+
+
+def test_the_pictures_may_come_from_the_hub(
+    options: list[str], photo_folder: Path, tmp_path: Path, local_hub: Hub
+) -> None:
+    pictures = {path.name: File(path.read_bytes(), False) for path in photo_folder.iterdir()}
+    commit = local_hub.create("datasets/lab/photos").commit("photos", pictures)
+    assert _train(*options, "--max_train_steps", "1") == 0
+    folder = tmp_path / "out" / "super_resolution_x4"
+    expected = _weights(folder)
+    where = options.index("--train_data_dir")
+    options[where : where + 2] = ["--dataset_name", "lab/photos"]
+    assert _train(*options, "--max_train_steps", "1", "--output_dir", str(tmp_path / "b")) == 0
+    folder = tmp_path / "b" / "super_resolution_x4"
+    for name, weight in _weights(folder).items():
+        assert torch.equal(weight, expected[name])
+    training = LatentOperator.from_pretrained(folder).metadata["training"]
+    assert (training["dataset_name"], training["dataset_revision"]) == ("lab/photos", commit)
+    card = (folder / "README.md").read_text()
+    assert "datasets:\n- lab/photos\n" in card and f"--dataset_name lab/photos@{commit} " in card
+    for both in (["--train_data_dir", str(photo_folder)], []):
+        call = [*options, *both] if both else options[:where] + options[where + 2 :]
+        with pytest.raises(SystemExit, match="2"):
+            _train(*call)
+
+
+class Notebook(WandBTracker):
+    """Keeps what it is told, without a package."""
+
+    name = "notebook"
+    requires_logging_directory = True
+    pages: ClassVar[list[Any]] = []
+
+    def __init__(self, run: str, folder: Path) -> None:
+        self.pages.append((run, folder.name))
+
+    def start(self) -> None:
+        """Reach no server."""
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        self.pages.append(values)
+
+    def log(self, values: dict[str, float], step: int | None = None, **_: Any) -> None:
+        self.pages.append((step, values))
+
+    def log_images(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
+        self.pages.append((step, {name: each.shape for name, (each,) in values.items()}))
+
+    def finish(self) -> None:
+        self.pages.append("finished")
+
+
+def test_a_tracker_is_told_settings_losses_validations_and_pictures(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "notebook", Notebook)
+    monkeypatch.setattr(Notebook, "pages", [])
+    more = ["--max_train_steps", "50", "--num_validation_images", "1", "--report_to", "notebook"]
+    assert _train(*options, *more) == 0
+    run, settings, losses, pictures, validation, finished = Notebook.pages
+    assert run == ("silo-super_resolution_x4", "logs") and finished == "finished"
+    assert settings["steps"] == 50 and settings["noise_range"] == "[0.0, 0.05]"
+    log = TrainingLog(tmp_path / "out/.training/super_resolution_x4/log.jsonl").read()
+    assert losses[0] == 50 and losses[1]["train/l1"] == pytest.approx(log[0]["l1"], abs=1e-5)
+    assert 0 < losses[1]["train/learning_rate"] <= PRESETS["fast"].learning_rate
+    assert pictures == (50, {"validation/pictures": (128, 3 * 128, 3)})
+    errors = LatentOperator.from_pretrained(tmp_path / "out/super_resolution_x4").metadata["errors"]
+    assert validation[0] == 50
+    assert validation[1]["validation/l1"] == pytest.approx(errors["l1"], abs=1e-4)
+    assert validation[1]["validation/psnr"] > 5
+
+
+def test_accelerates_single_process_for_cpus_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """With the environment that its launcher makes for `--num_processes 2 --cpu`."""
+    call = ["--num_processes", "2", "--cpu", "-m", "silo.train_operator"]
+    launch, *_ = _validate_launch_command(launch_command_parser().parse_args(call))
+    command, environment = prepare_simple_launcher_cmd_env(launch)
+    assert command == [sys.executable, "-m", "silo.train_operator"]  # and nothing starts another
+    for name in ("ACCELERATE_USE_CPU", "MASTER_PORT"):
+        monkeypatch.setenv(name, environment[name])
+    capsys.readouterr()
+    assert Processes(cpu=True).count == 1
+    assert "--multi_gpu in the place of --cpu" in capsys.readouterr().err
 
 
 def test_another_autoencoder_of_the_same_latent_space_is_named_as_such(
@@ -83,6 +181,7 @@ def test_another_autoencoder_of_the_same_latent_space_is_named_as_such(
     assert (metadata["prior"], metadata["trained_through"]) == ("sd15", tiny_prior_folder.name)
     card = (folder / "README.md").read_text()
     assert "--latent_space sd15" in card and "measured on `sd15` itself" in card
+    assert "example.png" not in card and not (folder / "example.png").exists()
 
 
 @pytest.mark.parametrize(
@@ -165,6 +264,8 @@ def test_a_finished_run_goes_on_and_another_one_does_not_touch_it(
     ("wrong", "message"),
     [
         (["--push_to_hub"], "--hub_model_id"),
+        (["--report_to", "wandb"], "pip install wandb"),
+        (["--report_to", "paper"], "tensorboard, wandb"),
         (["--resolution", "50"], "multiple of 32"),
         (["--pictures", "0"], "above 0"),
         (["--train_data_dir", "nowhere"], "nowhere"),

@@ -81,7 +81,7 @@ def tracked(
     if name is None:
         yield Tracker(None)
         return
-    kind = LOGGER_TYPE_TO_CLASS[name]
+    kind: Any = LOGGER_TYPE_TO_CLASS[name]  # their constructors differ
     tracker = kind(run, folder) if kind.requires_logging_directory else kind(run)
     try:
         tracker.start()

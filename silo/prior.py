@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models.attention_processor import SlicedAttnProcessor
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -23,6 +24,7 @@ from silo.prior_files import EMBEDDED_NAME, Components, load_components, locate
 SIGMA_EMBEDDING_RANGE = (
     0.1  # noise std, in [-1, 1] units, that is embedded as the last timestep, 999
 )
+NETWORKS = ("_vae", "_unet", "_text_encoder")
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,8 @@ class LatentPrior:
         self._layout = torch.contiguous_format if mps else torch.channels_last
         self._vae, self._unet = components.vae, components.unet
         self._text_encoder, self._tokenizer = components.text_encoder, components.tokenizer
-        for network in (self._vae, self._unet, self._text_encoder):
+        for part in NETWORKS:
+            network = getattr(self, part)
             network.to(device=self.device, memory_format=self._layout)
             network.requires_grad_(False).eval()
 
@@ -121,6 +124,7 @@ class LatentPrior:
         self.embedding_dim: int = self._unet.time_embedding.linear_2.out_features
         self.encodes = self.decodes = self.nfe = 0
         self.notices: list[str] = []
+        self._offloads = False
 
     @classmethod
     def load(
@@ -248,6 +252,7 @@ class LatentPrior:
 
     def time_embedding(self, t: Tensor) -> Tensor:
         """The denoiser's own embedding (B, E) of timesteps (B,), whole numbers or not."""
+        self._place("_unet")
         projected = self._unet.time_proj(t.to(self.device)).to(self._unet.dtype)
         return self._unet.time_embedding(projected).float()
 
@@ -257,6 +262,42 @@ class LatentPrior:
         Noise of std s = 2 * noise_sigma in [-1, 1] images becomes the timestep 999 s / 0.1.
         """
         return self.time_embedding(2 * noise_sigma / SIGMA_EMBEDDING_RANGE * 999)
+
+    def slice_attention(self) -> bool:
+        """Computes the denoiser's attention one head at a time; False if it did already."""
+        if any(isinstance(p, SlicedAttnProcessor) for p in self._unet.attn_processors.values()):
+            return False
+        self._unet.set_attention_slice("max")
+        return True
+
+    def checkpoint_gradients(self) -> bool:
+        """Makes gradients compute activations again, not keep them; False if they did already."""
+        if self._unet.is_gradient_checkpointing:
+            return False
+        for network in (self._unet, self._vae):  # some samplers differentiate the decoder, too
+            network.enable_gradient_checkpointing()
+        return True
+
+    def offload(self) -> bool:
+        """Keeps networks that are not in use in the CPU's memory; False if it did already."""
+        changed, self._offloads = not self._offloads, True
+        return changed
+
+    def slice_autoencoder(self) -> bool:
+        """Encodes and decodes one picture of a batch at a time; False if it did already."""
+        changed = not self._vae.use_slicing
+        self._vae.enable_slicing()
+        return changed
+
+    def tile_autoencoder(self) -> bool:
+        """Encodes and decodes pictures beyond the autoencoder's training size in blended tiles.
+
+        Returns False if it did already, and for AutoencoderTiny, which needs little memory.
+        """
+        if isinstance(self._vae, AutoencoderTiny) or self._vae.use_tiling:
+            return False
+        self._vae.enable_tiling()
+        return True
 
     def autoencoder_hash(self) -> str:
         """SHA-256 of the autoencoder's configuration and weights, which decide the latents."""
@@ -290,6 +331,14 @@ class LatentPrior:
     def _cast(self, tensor: Tensor, network: Any) -> Tensor:
         return tensor.to(self.device, network.dtype).contiguous(memory_format=self._layout)
 
+    def _place(self, part: str) -> None:
+        """When offloading: puts a network on the device, and those out of use on the CPU."""
+        for other in NETWORKS if self._offloads else ():
+            if other == part:
+                getattr(self, other).to(self.device)
+            elif other != "_unet" or not torch.is_grad_enabled():  # a gradient may yet pass it
+                getattr(self, other).to("cpu")
+
     def _finite(
         self,
         part: str,
@@ -301,6 +350,7 @@ class LatentPrior:
 
         By a copy, since gradients of earlier calls still need the weights as they were.
         """
+        self._place(part)
         network = getattr(self, part)
         outputs = run(inputs)
         if network.dtype == torch.float32 or torch.isfinite(outputs[0]).all():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,16 @@ from operators.latent import LatentOperator
 from operators.pixel import measure
 from silo import masks
 from silo.devices import generators
-from silo.errors import BadRequest, OutOfMemory
+from silo.errors import BadRequest
 from silo.images import Fit, fit, to_pil
+from silo.memory import (
+    AUTOENCODING,
+    DIFFERENTIATING,
+    EVALUATING,
+    OFFLOADING,
+    in_batches,
+    within_memory,
+)
 from silo.prior import LatentPrior
 from silo.request import RestorationRequest
 from silo.samplers import SAMPLERS
@@ -67,7 +76,7 @@ class Progress:
     """One sampling step done.
 
     Attributes:
-        step: how many of `total` are done.
+        step: how many of `total` are done, on average over the samples.
         total: the number of steps.
         seconds: time so far.
         seconds_left: time left, by the steps so far.
@@ -84,7 +93,7 @@ class Progress:
     def preview(self) -> Image:
         """The clean estimate of the first sample; costs one decoding, so ask now and then."""
         decodes = self._prior.decodes
-        image = self._prior.decode(self._estimate)
+        image = _decode(self._prior, self._estimate)
         self._prior.decodes = decodes  # the counter tells what the algorithm costs
         return to_pil(self._fit.undo(image))
 
@@ -141,18 +150,44 @@ class Restorer:
     def restore(self, request: RestorationRequest) -> Iterator[Progress | Result]:
         """Yield a `Progress` after every step, and the `Result` at the end.
 
-        Closing the iterator stops the restoration and frees its memory.
+        Closing the iterator stops the restoration and frees its memory. What the device's memory
+        is too small for is done again in less of it (`silo.memory`): `Progress` may then go back,
+        and the result's notices say what was changed.
 
         Raises:
             SiloError, OperatorError: as named, with what to do.
         """
-        try:
-            yield from self._restore(request)
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemory(
-                f"{self.prior.device} ran out of memory: restore fewer samples or a smaller "
-                "picture, or choose bfloat16."
-            ) from error
+        started, before = time.perf_counter(), _calls(self.prior)
+        problem, measured = self._problem(request)
+        sample = partial(self._sample, request, problem, measured.fit, started)
+        differentiates = SAMPLERS[request.effective_sampler].differentiates
+        rungs = DIFFERENTIATING if differentiates else EVALUATING
+        batches = yield from in_batches(self.prior, rungs, request.samples, sample)
+        restored = torch.cat([_decode(self.prior, latents).cpu() for latents in batches])
+        if request.keep_known and measured.mask is not None:
+            restored = keep_known(restored, measured.full_size, measured.mask)
+        notices = list(self.prior.notices)
+        if len(batches) > 1:
+            notices.append(f"Memory ran out: the samples were made in {len(batches)} batches.")
+        if problem.prompt.truncated:
+            notices.append("The prompt is longer than the prior reads; its end was ignored.")
+        if measured.fit.scaled != measured.fit.original:
+            height, width = measured.fit.scaled
+            notices.append(f"The picture was worked on at {width}x{height} pixels.")
+        seconds = time.perf_counter() - started
+        nfe, encodes, decodes = (
+            now - then for now, then in zip(_calls(self.prior), before, strict=True)
+        )
+        yield Result(
+            restored,
+            measured,
+            self.parameters(request),
+            seconds,
+            nfe=nfe,
+            encodes=encodes,
+            decodes=decodes,
+            notices=notices,
+        )
 
     @torch.no_grad()
     def measure(self, request: RestorationRequest) -> Measured:
@@ -215,18 +250,19 @@ class Restorer:
             "dtype": str(self.prior.dtype).removeprefix("torch."),
         }
 
-    def _restore(self, request: RestorationRequest) -> Iterator[Progress | Result]:
-        started, before = time.perf_counter(), _calls(self.prior)
-        sampler = SAMPLERS[request.effective_sampler]
-        operator = self._operator(request.task) if sampler.needs_operator else None
+    @torch.no_grad()
+    def _problem(self, request: RestorationRequest) -> tuple[Problem, Measured]:
+        """What the sampler is given: the measurement, encoded, with the networks and the prompt."""
+        prior, device = self.prior, self.prior.device
+        needs_operator = SAMPLERS[request.effective_sampler].needs_operator
+        operator = self._operator(request.task) if needs_operator else None
         measured = self.measure(request)
-        prompt = self.prior.embed(request.prompt, request.negative_prompt, request.guidance_scale)
-        device = self.prior.device
-        with torch.no_grad():
-            full_size = measured.degradation.operator().to_full_size(measured.y)
-            latent = self.prior.encode(full_size.to(device))
+        full_size = measured.degradation.operator().to_full_size(measured.y).to(device)
+        words = request.prompt, request.negative_prompt, request.guidance_scale
+        prompt = within_memory(prior, (OFFLOADING,), lambda: prior.embed(*words))
+        latent = within_memory(prior, AUTOENCODING, lambda: prior.encode(full_size))
         problem = Problem(
-            prior=self.prior,
+            prior=prior,
             operator=operator,
             degradation=measured.degradation,
             measurement=measured.y.to(device),
@@ -235,45 +271,35 @@ class Restorer:
             noise_sigma=measured.degradation.noise_sigma,
             prompt=prompt,
         )
+        return problem, measured
+
+    def _sample(
+        self,
+        request: RestorationRequest,
+        problem: Problem,
+        fit: Fit,
+        started: float,
+        first: int,
+        size: int,
+    ) -> Generator[Progress, None, Tensor]:
+        """Samples `size` latents z_0 (size, C, h, w), of which the first is number `first`."""
+        sampler = SAMPLERS[request.effective_sampler]
         guidance = {"eta": self._eta(request), "clamp": request.clamp}
         steps = sampler.sample(
             problem,
             spaced(self.prior.alphas_cumprod, request.effective_steps),
-            generators=generators(request.seed, request.samples),
+            generators=generators(request.seed + first, size),
             **(guidance if sampler.needs_operator else request.effective_hyperparameters),
         )
         last: Step | None = None
         for last in steps:
             seconds = time.perf_counter() - started
-            done = last.index + 1
-            left = seconds / done * (last.total - done)
-            estimate = last.clean_estimate[:1]
-            yield Progress(done, last.total, seconds, left, self.prior, estimate, measured.fit)
+            done = first * last.total + size * (last.index + 1)  # steps of single samples
+            left = seconds * (request.samples * last.total / done - 1)
+            step, estimate = done // request.samples, last.clean_estimate[:1]
+            yield Progress(step, last.total, seconds, left, self.prior, estimate, fit)
         assert last is not None, "a schedule has at least one step"
-        with torch.no_grad():
-            restored = self.prior.decode(last.latent).cpu()
-            if request.keep_known and measured.mask is not None:
-                restored = keep_known(restored, measured.full_size, measured.mask)
-        notices = list(self.prior.notices)
-        if prompt.truncated:
-            notices.append("The prompt is longer than the prior reads; its end was ignored.")
-        if measured.fit.scaled != measured.fit.original:
-            height, width = measured.fit.scaled
-            notices.append(f"The picture was worked on at {width}x{height} pixels.")
-        seconds = time.perf_counter() - started
-        nfe, encodes, decodes = (
-            now - then for now, then in zip(_calls(self.prior), before, strict=True)
-        )
-        yield Result(
-            restored,
-            measured,
-            self.parameters(request),
-            seconds,
-            nfe=nfe,
-            encodes=encodes,
-            decodes=decodes,
-            notices=notices,
-        )
+        return last.latent
 
     def _eta(self, request: RestorationRequest) -> float | None:
         """The consistency scale: asked for, or that of the operator or the task for 1,000 steps.
@@ -346,6 +372,11 @@ def keep_known(restored: Tensor, measurement: Tensor, mask: Tensor) -> Tensor:
     # Averaged after growing: still 1 in the whole hole, then down to 0 over 2 FADE_RADIUS pixels.
     weight = F.avg_pool2d(hole, size, stride=1, padding=padding, count_include_pad=False)
     return weight * restored + (1 - weight) * measurement
+
+
+@torch.no_grad()
+def _decode(prior: LatentPrior, latents: Tensor) -> Tensor:
+    return within_memory(prior, AUTOENCODING, lambda: prior.decode(latents))
 
 
 def _calls(prior: LatentPrior) -> tuple[int, int, int]:

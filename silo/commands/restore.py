@@ -196,7 +196,7 @@ def _run(restorer: Restorer, request: RestorationRequest, title: str) -> Result:
     with tqdm(total=request.effective_steps, desc=title, unit="step", leave=False) as bar:
         for event in restorer.restore(request):
             if isinstance(event, Progress):
-                bar.update()
+                bar.update(event.step - bar.n)  # back, when memory ran out and it begins anew
             else:
                 return event
     raise BadRequest("the sampler ended without a result.")

@@ -74,4 +74,4 @@ def _known(mask: Tensor | None, w: Tensor) -> Tensor:
     return adaptive_avg_pool2d(mask.to(w), (w.shape[2], w.shape[3]))
 
 
-SILO_FAST = Sampler(silo_fast, needs_operator=True, steps=16, eta=1.0)
+SILO_FAST = Sampler(silo_fast, needs_operator=True, differentiates=False, steps=16, eta=1.0)

@@ -126,6 +126,7 @@ class Sampler:
             clamp: bound on each element of the guidance gradient, before eta; None, as in the
                 papers, for no bound.
         needs_operator: whether a latent operator guides it; if not, none is loaded.
+        differentiates: whether it takes gradients through the denoiser.
         linear_only: whether it is defined for linear degradations only.
         steps: the number of steps it was published with.
         eta: its consistency scale for every task and number of steps; None for the operator's or
@@ -136,6 +137,7 @@ class Sampler:
 
     sample: Callable[..., Generator[Step, None, None]]
     needs_operator: bool = False
+    differentiates: bool = True
     linear_only: bool = False
     steps: int = 1000
     eta: float | None = None

@@ -18,7 +18,8 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 
-from silo.errors import BadRequest, HubUnavailable, PriorFileError
+from silo.errors import BadRequest, HubUnavailable, OutOfMemory, PriorFileError
+from silo.memory import is_out_of_memory
 from silo.prior_files import EMBEDDED_NAME, Components, load_components, locate
 
 SIGMA_EMBEDDING_RANGE = (
@@ -150,10 +151,17 @@ class LatentPrior:
             UnknownPrior: the name stands for nothing.
             PriorFileError: the files are incomplete, damaged or another kind of model's.
             HubUnavailable: the Hub cannot be reached and the local cache does not hold the prior.
+            OutOfMemory: the device cannot hold the networks.
         """
         name = str(name_or_path)
         folder, commit = locate(name, revision, dtype)
-        return cls(load_components(folder, dtype), name=name, revision=commit, device=device)
+        components = load_components(folder, dtype)
+        try:
+            return cls(components, name=name, revision=commit, device=device)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        raise OutOfMemory(f"{device} cannot hold {name}: choose bfloat16 or another device.")
 
     def encode(self, images: Tensor) -> Tensor:
         """Latents z = E(x) * scaling_factor, the mode of the posterior.

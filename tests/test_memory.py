@@ -2,10 +2,12 @@
 
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from silo.errors import OutOfMemory
@@ -107,6 +109,17 @@ def test_past_the_last_rung_an_error_says_what_to_do_and_nothing_is_kept(
     assert error.value.__cause__ is error.value.__context__ is None
 
 
+def test_a_prior_that_the_device_cannot_hold_is_refused_by_name(
+    tiny_prior_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(network: UNet2DConditionModel, **placement: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(UNet2DConditionModel, "to", fail)
+    with pytest.raises(OutOfMemory, match="cpu cannot hold .*: choose bfloat16"):
+        LatentPrior.load(tiny_prior_folder)
+
+
 def test_it_is_told_from_other_errors(tiny_prior: LatentPrior) -> None:
     with pytest.raises(RuntimeError) as refused:
         torch.empty(1 << 55)
@@ -131,7 +144,8 @@ def test_checkpointed_gradients_are_the_same_through_features_too(tiny_prior: La
         prediction = tiny_prior.predict(latents, 500, prompt, features=True)
         assert prediction.features is not None
         parts = [prediction.output, *prediction.features]
-        return torch.autograd.grad(sum(part.square().sum() for part in parts), latents)[0]
+        loss = torch.stack([part.square().sum() for part in parts]).sum()
+        return torch.autograd.grad(loss, latents)[0]
 
     expected = gradient()
     assert tiny_prior.checkpoint_gradients() and not tiny_prior.checkpoint_gradients()

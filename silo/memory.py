@@ -38,7 +38,7 @@ SLICED_ATTENTION = Rung(
 )
 GRADIENT_CHECKPOINTING = Rung(
     lambda prior: prior.checkpoint_gradients(),
-    "Memory ran out: gradients compute activations a second time, which takes about 1.3x as long.",
+    "Memory ran out: activations are computed a second time for gradients, which is slower.",
 )
 OFFLOADING = Rung(
     lambda prior: prior.device.type == "cuda" and prior.offload(),

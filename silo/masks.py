@@ -5,6 +5,7 @@ import os
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from silo.decoding import decode
@@ -28,6 +29,11 @@ def load_mask(path: str | os.PathLike[str]) -> Tensor:
         image, _ = decode(path)
     except BadImage as error:
         raise BadMask(str(error)) from error
+    return read_mask(image)
+
+
+def read_mask(image: Image.Image) -> Tensor:
+    """The mask of a picture, as of its file in `load_mask`; what is opaque in RGBA is the hole."""
     brightness = image.getchannel("A") if image.mode == "RGBA" else image.convert("L")
     hole = torch.from_numpy(np.array(brightness)) >= 128
     return (~hole)[None, None].float()

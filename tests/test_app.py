@@ -2,6 +2,7 @@ import asyncio
 import socket
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import pytest
@@ -116,6 +117,17 @@ def test_a_mask_is_asked_for_where_only_the_person_knows_it(
     assert wants_mask(task, simulate) is expected
 
 
+def opened(canvas: dict[str, Any]) -> dict[str, Any]:
+    """What gradio makes of the value of a canvas of files: its pictures."""
+
+    def picture(path: str) -> Image.Image:
+        with Image.open(path) as file:
+            return file.copy()
+
+    layers = [picture(each) for each in canvas["layers"]]
+    return {"background": picture(canvas["background"]), "layers": layers}
+
+
 def test_a_scratch_survives_from_the_mask_file_to_the_mask(tmp_path: Path) -> None:
     width, height = 1500, 900  # larger than the canvas
     photo, mask_file = tmp_path / "photo.png", tmp_path / "mask.png"
@@ -124,22 +136,19 @@ def test_a_scratch_survives_from_the_mask_file_to_the_mask(tmp_path: Path) -> No
     scratch.paste(255, (0, 451, width, 452))
     scratch.save(mask_file)
 
-    canvas = paint_mask_file(str(mask_file), str(photo))
-    layer_file = tmp_path / "layer.png"
-    canvas["layers"][0].save(layer_file)
-    mask = painted_mask({"layers": [str(layer_file)]}, (height, width))
+    canvas = paint_mask_file(str(mask_file), str(photo), str(tmp_path / "cache"))
+    mask = painted_mask(opened(canvas), (height, width))
 
-    assert canvas["background"].size == (1024, 614)
+    assert opened(canvas)["background"].size == (1024, 614)
     assert mask is not None
     assert mask.shape == (1, 1, height, width)
     assert (mask[0, 0, 451] == 0).all()
     assert mask.mean() > 0.99
 
 
-def test_nothing_painted_is_no_mask(tmp_path: Path) -> None:
-    layer = tmp_path / "layer.png"
-    Image.new("RGBA", (8, 8), (255, 255, 255, 0)).save(layer)
-    assert painted_mask({"layers": [str(layer)]}, (8, 8)) is None
+def test_nothing_painted_is_no_mask() -> None:
+    layer = Image.new("RGBA", (8, 8), (255, 255, 255, 0))
+    assert painted_mask({"layers": [layer]}, (8, 8)) is None
     assert painted_mask({"layers": []}, (8, 8)) is None
     assert painted_mask(None, (8, 8)) is None
 
@@ -149,7 +158,7 @@ def test_a_mask_of_another_size_is_refused(tmp_path: Path) -> None:
     save_png(photo, torch.zeros(3, 8, 8))
     save_png(mask_file, torch.zeros(3, 8, 9))
     with pytest.raises(BadMask, match="9 x 8"):
-        paint_mask_file(str(mask_file), str(photo))
+        paint_mask_file(str(mask_file), str(photo), str(tmp_path))
 
 
 def test_small_pictures_are_shown_pixel_by_pixel() -> None:
@@ -192,13 +201,12 @@ def test_inverting_the_mask_twice_gives_it_back(tmp_path: Path) -> None:
     painted = Image.new("RGBA", (40, 30), (255, 255, 255, 0))
     painted.paste((255, 255, 255, 255), (5, 5, 20, 10))
 
-    def saved(layer: Image.Image, name: str) -> dict[str, list[str]]:
-        layer.save(tmp_path / name)
-        return {"layers": [str(tmp_path / name)]}
+    def inverse_of(canvas: dict[str, Any]) -> dict[str, Any]:
+        return opened(invert(canvas, str(photo), str(tmp_path)))
 
-    mask = painted_mask(first := saved(painted, "a.png"), (30, 40))
-    once = saved(invert(first, str(photo))["layers"][0], "b.png")
-    twice = saved(invert(once, str(photo))["layers"][0], "c.png")
+    mask = painted_mask(first := {"layers": [painted]}, (30, 40))
+    once = inverse_of(first)
+    twice = inverse_of(once)
     assert mask is not None and (inverse := painted_mask(once, (30, 40))) is not None
     assert torch.equal(inverse, 1 - mask)
     again = painted_mask(twice, (30, 40))
@@ -208,7 +216,7 @@ def test_inverting_the_mask_twice_gives_it_back(tmp_path: Path) -> None:
 def test_inverting_an_empty_canvas_paints_it_all(tmp_path: Path) -> None:
     photo = tmp_path / "photo.png"
     Image.new("RGB", (8, 6), "grey").save(photo)
-    (layer,) = invert({"layers": []}, str(photo))["layers"]
+    (layer,) = opened(invert({"layers": []}, str(photo), str(tmp_path)))["layers"]
     assert layer.size == (8, 6)
     assert layer.getchannel("A").getextrema() == (255, 255)
 
@@ -226,6 +234,19 @@ def test_the_map_is_the_standard_deviation_over_the_samples(tmp_path: Path) -> N
         grey = drawn.convert("L")
     assert grey.getpixel((2, 1)) == max(grey.tobytes())
     assert grey.getpixel((0, 0)) == min(grey.tobytes())
+
+
+def test_what_is_painted_is_kept_whole(tmp_path: Path) -> None:
+    photo, mask = tmp_path / "photo.png", tmp_path / "mask.png"
+    Image.new("RGB", (8, 6), "grey").save(photo)
+    Image.new("L", (8, 6), 255).save(mask)
+    cache = tmp_path / "cache"
+    for canvas in (
+        paint_mask_file(str(mask), str(photo), str(cache)),
+        invert(None, str(photo), str(cache)),
+    ):
+        files = {canvas["background"], canvas["composite"], *canvas["layers"]}
+        assert files == {str(each) for each in cache.rglob("*") if each.is_file()}
 
 
 def test_a_picture_is_kept_once_and_whole(tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ def _painter() -> tuple[gr.Column, gr.ImageEditor, gr.UploadButton, gr.Button]:
     with gr.Column(visible=False, elem_id="painter") as painter:
         canvas = gr.ImageEditor(
             label="Paint over what should be filled in",
-            type="filepath",
+            type="pil",  # as a file, it would be written where another visitor may be reading
             format="png",
             sources=(),
             transforms=(),

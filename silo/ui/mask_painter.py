@@ -9,6 +9,7 @@ from torch import Tensor
 
 from operators.catalog import TASKS
 from silo import images, masks
+from silo.ui.cache import keep
 
 LARGEST_SIDE = 1024  # px, of a picture as the page shows it
 
@@ -26,11 +27,12 @@ def wants_mask(task: str, simulate: bool) -> bool:
     return takes_mask and (not simulate or task == "inpainting_free")
 
 
-def paint_mask_file(path: str, photo: str) -> dict[str, Any]:
+def paint_mask_file(path: str, photo: str, folder: str) -> dict[str, Any]:
     """Paint a mask file over the photo, where it can be seen and corrected.
 
     Returns:
-        The value of a `gr.ImageEditor`: the photo under one layer, white in the holes.
+        The value of a `gr.ImageEditor`, files in `folder`: the photo under one layer, white in the
+        holes.
 
     Raises:
         BadImage, BadMask: a file that cannot be read, or a mask of another size than the photo.
@@ -40,15 +42,16 @@ def paint_mask_file(path: str, photo: str) -> dict[str, Any]:
     masks.check_size(mask, pixels)
     picture = view(pixels)
     hole = F.adaptive_max_pool2d(1 - mask, (picture.height, picture.width))  # no scratch gets lost
-    return _painted(picture, hole)
+    return _painted(picture, hole, folder)
 
 
-def invert(canvas: dict[str, Any] | None, photo: str) -> dict[str, Any]:
+def invert(canvas: dict[str, Any] | None, photo: str, folder: str) -> dict[str, Any]:
     """Paint what is free on the canvas, and free what is painted.
 
     Args:
-        canvas: the value of a `gr.ImageEditor` whose layers are files; None before any photo.
+        canvas: the value of a `gr.ImageEditor` of type "pil"; None before any photo.
         photo: the picture under it.
+        folder: where the files of the new value go.
 
     Returns:
         The value of a `gr.ImageEditor`.
@@ -58,14 +61,14 @@ def invert(canvas: dict[str, Any] | None, photo: str) -> dict[str, Any]:
     """
     picture = view(images.load_image(photo).pixels)
     mask = painted_mask(canvas, (picture.height, picture.width))
-    return _painted(picture, torch.ones(1, 1, 1, 1) if mask is None else mask)
+    return _painted(picture, torch.ones(1, 1, 1, 1) if mask is None else mask, folder)
 
 
 def painted_mask(canvas: dict[str, Any] | None, size: tuple[int, int]) -> Tensor | None:
     """Read the mask off the canvas.
 
     Args:
-        canvas: the value of a `gr.ImageEditor` whose layers are files; None before any photo.
+        canvas: the value of a `gr.ImageEditor` of type "pil"; None before any photo.
         size: (height, width) of the photo.
 
     Returns:
@@ -73,14 +76,18 @@ def painted_mask(canvas: dict[str, Any] | None, size: tuple[int, int]) -> Tensor
     """
     if canvas is None or not canvas["layers"]:
         return None
-    mask = masks.load_mask(canvas["layers"][0])
+    mask = masks.read_mask(canvas["layers"][0])
     return F.interpolate(mask, size) if mask.min() == 0 else None
 
 
-def _painted(picture: Image.Image, hole: Tensor) -> dict[str, Any]:
+def _painted(picture: Image.Image, hole: Tensor, folder: str) -> dict[str, Any]:
     """The value of a `gr.ImageEditor`: `picture` under a layer, white where `hole` is 1."""
     hole = hole.expand(1, 3, picture.height, picture.width)
     layer = Image.new("RGBA", picture.size, "white")
     layer.putalpha(images.to_pil(hole * 2 - 1).convert("L"))
     composite = Image.alpha_composite(picture.convert("RGBA"), layer)
-    return {"background": picture, "layers": [layer], "composite": composite}
+    return {
+        "background": keep(picture, folder),
+        "layers": [keep(layer, folder)],
+        "composite": keep(composite, folder),
+    }

@@ -6,8 +6,10 @@ from typing import Any
 
 import gradio as gr
 from gradio.components import Component
+from PIL import Image
 
 from silo.ui import lens
+from silo.ui.cache import keep
 from silo.ui.wording import paragraphs, uncertainty_caption
 
 INVITATION = "Choose a photo or an example; what becomes of it appears here."
@@ -52,6 +54,10 @@ class Outputs:
             *(self.picture, self.views, self.comparison, self.side_by_side, self.uncertainty_tab),
             *(self.uncertainty, self.variants, self.download, self.files, self.status),
         ]
+
+    def kept(self, picture: Image.Image) -> str:
+        """Return the file of a picture, as a value of `picture`."""
+        return keep(picture, self.picture.GRADIO_CACHE)
 
     def hidden(self) -> dict[Any, Any]:
         """Take an earlier result off the page."""

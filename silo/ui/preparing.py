@@ -57,9 +57,10 @@ class Preparing:
                     shown = view(measured.fit.undo(measured.full_size))
             except SiloError as error:
                 notices = [str(error)]
+        picture = None if shown is None else outputs.kept(shown)
         return {
             **outputs.hidden(),
-            outputs.picture: gr.Image(shown, visible=True),
+            outputs.picture: gr.Image(picture, visible=True),
             self._tools.painter: gr.update(visible=masked and shown is not None),
             outputs.status: paragraphs(*notices),
         }
@@ -87,14 +88,14 @@ class Preparing:
     def load_mask(self, path: str, photo: str) -> dict[str, Any]:
         """Paint a mask file."""
         try:
-            return mask_painter.paint_mask_file(path, photo)
+            return mask_painter.paint_mask_file(path, photo, self._settings.canvas.GRADIO_CACHE)
         except SiloError as error:
             raise one_sentence(error) from error
 
     def invert_mask(self, canvas: dict[str, Any] | None, photo: str) -> dict[str, Any]:
         """Paint what is free, and free what is painted."""
         try:
-            return mask_painter.invert(canvas, photo)
+            return mask_painter.invert(canvas, photo, self._settings.canvas.GRADIO_CACHE)
         except SiloError as error:
             raise one_sentence(error) from error
 

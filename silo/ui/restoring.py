@@ -90,7 +90,7 @@ class Restoring:
         with self.runs.begin(visit.session_hash or "", run):
             yield {
                 **outputs.hidden(),
-                outputs.picture: gr.Image(view(before), visible=True),
+                outputs.picture: gr.Image(outputs.kept(view(before)), visible=True),
                 outputs.status: paragraphs("Starting."),
             }
             for event in self.frames(request, *chosen):
@@ -102,8 +102,10 @@ class Restoring:
                     run.kept = self._keep(run)
                     yield self._stopped(run, run.kept)
                     return
-                shown = {} if event.picture is None else {outputs.picture: event.picture}
-                yield {outputs.status: event.to_html(), **shown}
+                shown = {outputs.status: event.to_html()}
+                if event.picture is not None:
+                    shown[outputs.picture] = outputs.kept(event.picture)
+                yield shown
 
     def stop(self, visit: gr.Request) -> dict[Any, Any]:
         """End the visitor's run after its step, and show what it reached.

@@ -7,7 +7,11 @@ import socket
 import tempfile
 import threading
 import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2  # what huggingface_hub speaks HTTP with
@@ -19,6 +23,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
     XetDownloadError,
 )
+from tqdm import tqdm
 
 from operators.download_record import changed_files, read_records
 from operators.errors import OperatorFileError
@@ -31,6 +36,9 @@ PROBE_SECONDS = 1.5
 CARD_NAME = "README.md"
 EXAMPLE_NAME = "example.png"  # what a card may show
 OPERATOR_FILES = (CONFIG_NAME, WEIGHTS_NAME, CARD_NAME)
+
+Report = Callable[[int, int], None]  # bytes that are here, bytes in all files begun so far
+_report: ContextVar[Report | None] = ContextVar("report", default=None)
 
 
 @functools.cache
@@ -87,6 +95,7 @@ def snapshot(
             revision=revision,
             allow_patterns=allow_patterns,
             local_files_only=not online,
+            tqdm_class=_reporting_bar(_report.get()),
         )
     except (RepositoryNotFoundError, RevisionNotFoundError):
         raise
@@ -98,6 +107,34 @@ def snapshot(
     ) as error:
         raise unavailable(repo_id, revision, repo_type) from error
     return Path(folder), Path(folder).name
+
+
+@contextmanager
+def reporting(report: Report) -> Iterator[None]:
+    """Tell `report`, from several threads, what `snapshot` downloads inside the block."""
+    token = _report.set(report)
+    try:
+        yield
+    finally:
+        _report.reset(token)
+
+
+def _reporting_bar(report: Report | None) -> type[tqdm] | None:
+    """The kind of bar to download with; None for huggingface_hub's own, on the terminal."""
+    if report is None:
+        return None
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, unit: str = "it", **kwargs: Any) -> None:
+            super().__init__(*args, unit=unit, **{**kwargs, "disable": True})
+            self._counts_bytes = unit == "B"  # there is one of the files, too
+
+        def update(self, n: float | None = 1) -> None:
+            self.n += n or 0  # a disabled bar does not count
+            if self._counts_bytes:
+                report(int(self.n), int(self.total or 0))
+
+    return Bar
 
 
 def unavailable(repo_id: str, revision: str, repo_type: str = "model") -> HubUnavailable:

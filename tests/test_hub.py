@@ -8,6 +8,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 
 from silo import hub
 from silo.errors import HubUnavailable
+from tests.hub_server import File, Hub
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -140,3 +141,18 @@ def test_a_download_that_fails_is_named_and_a_missing_repository_is_the_callers(
         hub.snapshot("owner/prior", "main", ["*.json"])
     with pytest.raises(RepositoryNotFoundError):
         hub.snapshot("owner/prior", "main", ["*.json"])
+
+
+def test_a_download_tells_how_far_it_is(local_hub: Hub):
+    for name in ("prior", "other"):  # of other content: the client fetches the same but once
+        weights = {part: File(part.encode() * 500_000, True) for part in (name, "vae")}
+        files = {f"{part}.safetensors": file for part, file in weights.items()}
+        commit = {**files, "config.json": File(b"{}", False)}
+        local_hub.create(f"models/lab/{name}").commit("files", commit)
+    told: list[tuple[int, int]] = []
+    with hub.reporting(lambda here, total: told.append((here, total))):
+        hub.snapshot("lab/prior", "main", ["*"])
+    assert max(told) == (4_000_002, 4_000_002)
+    heard = len(told)
+    hub.snapshot("lab/other", "main", ["*"])  # nobody listens any more
+    assert len(told) == heard

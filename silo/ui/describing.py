@@ -9,8 +9,10 @@ from silo import images
 from silo.caption import Captioner
 from silo.errors import BadRequest, SiloError
 from silo.ui.errors import one_sentence
+from silo.ui.fetching import shown_by
 from silo.ui.mask_painter import view
 
+PROGRESS = gr.Progress()  # gradio puts one of its own in its place
 GPU_SECONDS = 60  # to ask of ZeroGPU: moving the model there takes most of them
 
 
@@ -18,7 +20,7 @@ def describer(captioner_factory: Callable[[], Captioner]) -> Callable[[str | Non
     """Return the handler; `captioner_factory` is called when the button is first used."""
 
     @spaces.GPU(duration=GPU_SECONDS)
-    def describe(path: str | None) -> str:
+    def caption(path: str | None) -> str:
         try:
             if path is None:
                 raise BadRequest("Choose a photo or an example first.")
@@ -26,6 +28,10 @@ def describer(captioner_factory: Callable[[], Captioner]) -> Callable[[str | Non
             return captioner_factory().describe(photo)
         except SiloError as error:
             raise one_sentence(error) from error
+
+    def describe(path: str | None, progress: gr.Progress = PROGRESS) -> str:
+        with shown_by(progress):
+            return caption(path)
 
     return describe
 

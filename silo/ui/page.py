@@ -91,7 +91,12 @@ def _wire_preparation(
         **QUIET,
     )
     fields.prior.input(
-        preparing.choose_prior, fields.prior, None, api_visibility="private", concurrency_limit=1
+        preparing.choose_prior,
+        fields.prior,
+        None,
+        show_progress_on=fields.prior,
+        api_visibility="private",
+        concurrency_limit=1,
     )
     gr.on(
         [tools.add_operator.click, tools.operator_id.submit],

@@ -15,6 +15,7 @@ from silo.ui import mask_painter
 from silo.ui.cache import keep
 from silo.ui.errors import one_sentence
 from silo.ui.examples import EXAMPLES, example_photo
+from silo.ui.fetching import shown_by
 from silo.ui.inputs import CLEAN, DEGRADED, MAX_NOISE, Settings, Tools
 from silo.ui.mask_painter import view, wants_mask
 from silo.ui.models import AUTOMATIC, Models
@@ -22,7 +23,7 @@ from silo.ui.outputs import Outputs
 from silo.ui.saved_settings import read_settings
 from silo.ui.wording import paragraphs, task_choices
 
-FETCHING = gr.Progress(track_tqdm=True)  # the Hub's client tells a tqdm bar how far it is
+PROGRESS = gr.Progress()  # gradio puts one of its own in its place
 SEEDS = 2**31
 NOISE_STEP = 0.005  # of the slider
 
@@ -149,18 +150,20 @@ class Preparing:
         gr.Info("The settings are filled in; add the photo, and the mask if there was one.")
         return values
 
-    def choose_prior(self, name: str, progress: gr.Progress = FETCHING) -> None:
+    def choose_prior(self, name: str, progress: gr.Progress = PROGRESS) -> None:
         """Load a prior, fetched first where it is not here."""
         try:
-            self._models.restorer(name)
+            with shown_by(progress):
+                self._models.restorer(name)
         except SiloError as error:
             raise one_sentence(error) from error
 
-    def add_operator(self, text: str, progress: gr.Progress = FETCHING) -> dict[Any, Any]:
+    def add_operator(self, text: str, progress: gr.Progress = PROGRESS) -> dict[Any, Any]:
         """Fetch and check an operator of the Hub, and choose it and its task."""
         fields = self._settings
         try:
-            added = self._models.add(text)
+            with shown_by(progress):
+                added = self._models.add(text)
         except (SiloError, OperatorError) as error:
             raise one_sentence(error) from error
         return {

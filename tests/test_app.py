@@ -26,7 +26,7 @@ from silo.ui.page import build
 from silo.ui.restoring import gpu_seconds
 from silo.ui.results import deviation, save_result, save_uncertainty
 from silo.ui.running import Run, Runs
-from silo.ui.saved_settings import read_settings
+from silo.ui.saved_settings import Weights, read_settings
 from silo.ui.wording import Frame, paragraphs, preset_choices, summary, task_choices
 
 
@@ -262,7 +262,12 @@ def settings_of(**changed: object) -> dict[str, object]:
     request = RestorationRequest("gaussian_blur", torch.zeros(1, 3, 8, 8))
     names = ("task", "simulate", "noise_sigma", "prompt", "negative_prompt", "guidance_scale")
     settings = {name: getattr(request, name) for name in (*names, "samples", "seed")}
-    return {**settings, "sampler": "silo", "steps": 7, "eta": 2, "noise_sigma": 0.02, **changed}
+    made_with = {
+        "prior": {"name": "tiny", "revision": None},
+        "operator": {"name": "lab/operator@c0ffee", "revision": "c0ffee"},
+    }
+    numbers = {"steps": 7, "eta": 2, "noise_sigma": 0.02}
+    return {**settings, "sampler": "silo", **numbers, **made_with, **changed}
 
 
 def test_the_settings_of_a_result_are_read_back(tmp_path: Path) -> None:
@@ -274,6 +279,7 @@ def test_the_settings_of_a_result_are_read_back(tmp_path: Path) -> None:
     assert (request.task, request.seed, request.prompt) == ("gaussian_blur", 9, "a <b>cat</b>")
     assert (request.effective_sampler, request.effective_steps) == ("silo", 7)
     assert (request.eta, request.effective_noise_sigma) == (2.0, 0.02)
+    assert (saved.prior, str(saved.operator)) == (Weights("tiny", None), "lab/operator@c0ffee")
 
 
 @pytest.mark.parametrize(
@@ -292,6 +298,10 @@ def test_the_settings_of_a_result_are_read_back(tmp_path: Path) -> None:
         ({"simulate": 1}, "simulate"),
         ({"prompt": "x" * 100_000}, "longer than"),
         ({"samples": 10**6}, "samples"),
+        ({"prior": "tiny"}, "prior"),
+        ({"prior": {"name": "tiny"}}, "prior"),
+        ({"operator": {"name": ["x"], "revision": None}}, "operator"),
+        ({"operator": {"name": "x" * 10**5, "revision": None}}, "operator"),
     ],
 )
 def test_settings_that_no_result_can_have_are_refused(

@@ -14,6 +14,7 @@ from silo.prior_files import EMBEDDED_NAME
 from silo.request import RestorationRequest
 from silo.restorer import Result
 from silo.ui.models import AUTOMATIC, Models, parse_link
+from silo.ui.saved_settings import Weights
 from tests.hub_server import File, Hub
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -134,6 +135,28 @@ def test_the_usual_prior_and_the_last_one_stay_in_memory(tiny_prior: LatentPrior
     assert models.restorer("b") is models.restorer("b")
     models.restorer("a")
     assert loaded == [EMBEDDED_NAME, "a", "b", "a"]
+
+
+def test_the_prior_and_the_operator_of_a_result_are_found_again(
+    local_hub: Hub, tmp_path: Path
+) -> None:
+    repository(local_hub, tmp_path)
+    models = Models(LatentPrior.load)
+    blurred = RestorationRequest("gaussian_blur", torch.zeros(1, 3, 64, 64), simulate=True)
+
+    usual = Weights("trained/gaussian_blur", None)
+    added = models.add("lab/operator").name
+    pinned = Weights("lab/operator", added.partition("@")[2])  # as the command line records it
+    assert models.same_prior(Weights(EMBEDDED_NAME, None)) == EMBEDDED_NAME
+    assert models.same_operator(usual, EMBEDDED_NAME, blurred) == AUTOMATIC
+    assert models.same_operator(pinned, EMBEDDED_NAME, blurred) == added
+    assert models.same_operator(Weights(added, pinned.revision), EMBEDDED_NAME, blurred) == added
+
+    assert models.same_prior(Weights(EMBEDDED_NAME, "f00")) is None
+    assert models.same_prior(Weights("sd15", None)) is None
+    assert models.same_prior(Weights("/etc", None)) is None
+    assert models.same_operator(Weights("trained/other", None), EMBEDDED_NAME, blurred) is None
+    assert models.same_operator(Weights("lab/operator", "f00"), EMBEDDED_NAME, blurred) is None
 
 
 def test_the_embedded_prior_is_listed_with_its_size_and_licence() -> None:

@@ -18,7 +18,9 @@ from silo import hub
 from silo.operator_listing import ListedOperator, in_cache, on_shelf
 from silo.prior import LatentPrior
 from silo.prior_files import EMBEDDED_FOLDER, EMBEDDED_NAME, HUB_PRIORS
+from silo.request import RestorationRequest
 from silo.restorer import Restorer
+from silo.ui.saved_settings import Weights
 
 AUTOMATIC = ""  # the shelf's operator for the task
 MAX_OPERATOR_BYTES = 500_000_000
@@ -42,11 +44,15 @@ class Added:
 
 
 class Models:
-    """Loads priors and operators when they are first used; the last prior beside the default."""
+    """Loads priors and operators when they are first used; the last prior beside the default.
+
+    Attributes:
+        default: the usual prior's name.
+    """
 
     def __init__(self, load: Callable[[str], LatentPrior], default: str = EMBEDDED_NAME) -> None:
         """Use `load` to load a prior by its name."""
-        self._load, self._default = load, default
+        self._load, self.default = load, default
         self._restorers: dict[str, dict[str, Restorer]] = {}
         self._added: dict[str, Added] = {}
         self._lock = threading.Lock()
@@ -57,18 +63,43 @@ class Models:
         Raises:
             SiloError: the prior cannot be loaded.
         """
-        name = prior or self._default
+        name = prior or self.default
         with self._lock:
             if name not in self._restorers:
                 loaded = Restorer(self._load(name))
-                kept = self._restorers.get(self._default)
-                self._restorers = {} if kept is None else {self._default: kept}
+                kept = self._restorers.get(self.default)
+                self._restorers = {} if kept is None else {self.default: kept}
                 self._restorers[name] = {AUTOMATIC: loaded}
             restorers = self._restorers[name]
             chosen = operator or AUTOMATIC
             if chosen not in restorers:
                 restorers[chosen] = Restorer(restorers[AUTOMATIC].prior, operator=chosen)
             return restorers[chosen]
+
+    def same_prior(self, made_with: Weights) -> str | None:
+        """Return the choice that is the prior of a result; None where it is not on this machine.
+
+        Raises:
+            SiloError: it is, and cannot be loaded.
+        """
+        if made_with.name not in (EMBEDDED_NAME, self.default, *_cached_priors()):
+            return None
+        prior = self.restorer(made_with.name).prior
+        return made_with.name if Weights(prior.name, prior.revision) == made_with else None
+
+    def same_operator(
+        self, made_with: Weights, prior: str, request: RestorationRequest
+    ) -> str | None:
+        """Return the choice that is the operator of a result; None where it is not here.
+
+        Raises:
+            SiloError, OperatorError: there is no operator for the request at all.
+        """
+        pinned = f"{made_with.name.partition('@')[0]}@{made_with.revision}"
+        if pinned in (name for _, name in self.operators()):
+            return pinned
+        usual = self.restorer(prior).parameters(request)["operator"]
+        return AUTOMATIC if Weights(**usual) == made_with else None
 
     def add(self, text: str) -> Added:
         """Fetch and check the operator at a Hub id, ID@REVISION or pasted link.
@@ -107,8 +138,8 @@ class Models:
             if name in for_priors or SD_PRIOR in for_priors:
                 place = f"{_size(here[name])} here" if name in here else f"{_size(size)} download"
                 choices.append((f"{title} ({place}, {licence})", name))
-        if self._default not in (name for _, name in choices):
-            choices.insert(0, (self._default, self._default))
+        if self.default not in (name for _, name in choices):
+            choices.insert(0, (self.default, self.default))
         return choices
 
 

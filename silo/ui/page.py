@@ -86,9 +86,10 @@ def _wire_preparation(
         [
             *(fields.task, fields.source, fields.preset, fields.faithfulness, fields.steps),
             *(fields.noise_sigma, fields.prompt, fields.negative_prompt, fields.guidance_scale),
-            *(fields.samples, fields.seed),
+            *(fields.samples, fields.seed, fields.prior, fields.operator),
         ],
-        **QUIET,
+        show_progress_on=tools.saved,  # the prior may have to be loaded
+        api_visibility="private",
     )
     fields.prior.input(
         preparing.choose_prior,

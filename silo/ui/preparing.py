@@ -1,5 +1,6 @@
 """What happens before Restore: a photo, an example, a mask or earlier settings are taken in."""
 
+import html
 import secrets
 from typing import Any
 
@@ -20,7 +21,7 @@ from silo.ui.inputs import CLEAN, DEGRADED, MAX_NOISE, Settings, Tools
 from silo.ui.mask_painter import view, wants_mask
 from silo.ui.models import AUTOMATIC, Models
 from silo.ui.outputs import Outputs
-from silo.ui.saved_settings import read_settings
+from silo.ui.saved_settings import SavedSettings, read_settings
 from silo.ui.wording import paragraphs, task_choices
 
 PROGRESS = gr.Progress()  # gradio puts one of its own in its place
@@ -116,23 +117,23 @@ class Preparing:
             if request.task not in self._models.tasks():
                 raise BadRequest(f"The page has no operator for the task {request.task} yet.")
             preset = _preset_of(request)
-            usual = self._models.restorer().parameters(
-                RestorationRequest(
-                    request.task,
-                    request.image,
-                    simulate=True,
-                    preset=preset,
-                    steps=request.effective_steps,
-                )
-            )["eta"]
-        except SiloError as error:
+            usual = RestorationRequest(
+                request.task,
+                request.image,
+                simulate=True,
+                preset=preset,
+                steps=request.effective_steps,
+            )
+            prior, operator, missing = self._weights(saved, usual)
+            usual_eta = self._models.restorer(prior, operator).parameters(usual)["eta"]
+        except (SiloError, OperatorError) as error:
             raise one_sentence(error) from error
         assert request.eta is not None, "read_settings asks for it"
         values = {
             fields.task: request.task,
             fields.source: CLEAN if saved.simulate else DEGRADED,
             fields.preset: preset,
-            fields.faithfulness: round(request.eta / usual, 6),
+            fields.faithfulness: round(request.eta / usual_eta, 6),
             fields.steps: request.effective_steps,
             fields.noise_sigma: request.effective_noise_sigma,
             fields.prompt: request.prompt,
@@ -147,8 +148,32 @@ class Preparing:
                     f"{field.label}: {value:g} is beyond what the page offers.",
                     print_exception=False,
                 )
-        gr.Info("The settings are filled in; add the photo, and the mask if there was one.")
-        return values
+        gr.Info(
+            "The settings are filled in. A PNG holds neither the photo it was made from nor the "
+            "mask: add them yourself."
+        )
+        if missing:
+            names = html.escape(" and ".join(missing))
+            gr.Warning(f"Not here: {names}. The usual one is chosen; the picture will differ.")
+        return {
+            **values,
+            fields.prior: gr.Dropdown(self._models.priors(), value=prior),
+            fields.operator: gr.Dropdown(self._models.operators(), value=operator),
+        }
+
+    def _weights(
+        self, saved: SavedSettings, request: RestorationRequest
+    ) -> tuple[str, str, list[str]]:
+        """Return the prior and operator to choose, and those of the result that are not here."""
+        missing = []
+        prior = self._models.same_prior(saved.prior)
+        if prior is None:
+            missing.append(f"the prior {saved.prior}")
+            prior = self._models.default
+        operator = self._models.same_operator(saved.operator, prior, request)
+        if operator is None:
+            missing.append(f"the operator {saved.operator}")
+        return prior, operator or AUTOMATIC, missing
 
     def choose_prior(self, name: str, progress: gr.Progress = PROGRESS) -> None:
         """Load a prior, fetched first where it is not here."""

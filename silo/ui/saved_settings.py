@@ -10,6 +10,7 @@ from silo.images import read_parameters
 from silo.request import RestorationRequest
 
 MAX_PROMPT = 1000  # characters
+MAX_NAME = 200
 _PLACEHOLDER = torch.zeros(1, 3, 8, 8)  # settings are checked with a request, which has a picture
 _TYPES: dict[str, type] = {
     "task": str,
@@ -27,16 +28,33 @@ _TYPES: dict[str, type] = {
 
 
 @dataclass(frozen=True)
+class Weights:
+    """A prior or an operator as a result names it; the revision is the Hub's commit."""
+
+    name: str
+    revision: str | None
+
+    def __str__(self) -> str:
+        """Return the name, and the revision where it has one."""
+        known = self.revision is None or self.name.endswith(f"@{self.revision}")
+        return self.name if known else f"{self.name}@{self.revision}"
+
+
+@dataclass(frozen=True)
 class SavedSettings:
     """What a result says about how it came about.
 
     Attributes:
         request: its settings, with a placeholder for the picture.
         simulate: whether the picture was degraded first.
+        prior: what it was restored with.
+        operator: what guided it.
     """
 
     request: RestorationRequest
     simulate: bool
+    prior: Weights
+    operator: Weights
 
 
 def read_settings(path: str) -> SavedSettings:
@@ -53,8 +71,20 @@ def read_settings(path: str) -> SavedSettings:
     if max(len(values["prompt"]), len(values["negative_prompt"])) > MAX_PROMPT:
         raise BadRequest(f"The prompt in this file is longer than {MAX_PROMPT} characters.")
     simulate = values.pop("simulate")
+    prior, operator = _weights(found, "prior"), _weights(found, "operator")
     # Checked as simulated in any case: only then the placeholder needs no mask.
-    return SavedSettings(RestorationRequest(image=_PLACEHOLDER, simulate=True, **values), simulate)
+    request = RestorationRequest(image=_PLACEHOLDER, simulate=True, **values)
+    return SavedSettings(request, simulate, prior, operator)
+
+
+def _weights(found: dict[str, Any], kind: str) -> Weights:
+    """Read a prior or an operator: names to compare with those that are here, never to open."""
+    match found.get(kind):
+        case {"name": str(name), "revision": None | str() as revision}:
+            weights = Weights(name, revision)
+            if len(str(weights)) <= MAX_NAME and str(weights).isprintable():
+                return weights
+    raise BadRequest(f"The settings in this file are damaged: they do not name its {kind}.")
 
 
 def _value(found: dict[str, Any], name: str, kind: type) -> Any:

@@ -72,7 +72,7 @@ def test_the_page_warns_about_restored_faces(page: gr.Blocks) -> None:
 
 
 def test_only_lossless_pictures_leave_the_page(page: gr.Blocks) -> None:
-    pictures = (gr.Image, gr.ImageSlider, gr.ImageEditor, gr.Gallery)
+    pictures = (gr.Image, gr.ImageEditor, gr.Gallery)
     formats = {block.format for block in page.blocks.values() if isinstance(block, pictures)}
     assert formats == {"png"}
 

@@ -70,7 +70,8 @@ def _endpoint(restoring: Restoring, component: gr.File) -> Callable[..., Answer]
         """Restore a degraded photo. Faces that come out are plausible, not evidence of identity.
 
         Args:
-            photo: the picture file: PNG, JPEG, WEBP, BMP, TIFF or GIF of at most 20 MB.
+            photo: PNG, JPEG, WEBP, BMP, TIFF or GIF of at most 20 MB; over MCP a public link to it
+                or a data: URI.
             task: what degraded it, such as gaussian_blur or super_resolution_x4.
             simulate: the photo is clean: degrade it first, then restore it.
             mask: for inpainting tasks, a picture of the photo's size, white where to fill in.

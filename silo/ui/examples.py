@@ -3,7 +3,7 @@
 import skimage.data
 from PIL import Image, ImageOps
 
-EXAMPLES = ("astronaut", "chelsea", "coffee", "rocket")
+EXAMPLES = {"astronaut": "Portrait", "chelsea": "Cat", "coffee": "Coffee", "rocket": "Rocket"}
 THUMBNAIL = 128  # px
 
 

@@ -49,7 +49,7 @@ class Settings:
 class Tools:
     """What fills the settings in: buttons, examples, files."""
 
-    examples: gr.Dataset
+    examples: list[gr.Button]
     painter: gr.Column
     mask_file: gr.UploadButton
     invert: gr.Button
@@ -62,22 +62,15 @@ class Tools:
 
 def lay_out(models: Models) -> tuple[Settings, Tools]:
     """Put the fields on the page, in the block that is open."""
+    photo = gr.File(label="Photo", file_types=list(SUFFIXES), height=150, elem_id="photo")
+    gr.Markdown("Or take an example:")
+    with gr.Row(elem_id="examples"):
+        examples = [_example(name, photo.GRADIO_CACHE) for name in EXAMPLES]
     task = gr.Dropdown(
         task_choices(models.tasks()),
         label="What is wrong with the photo?",
         filterable=False,
         elem_id="task",
-    )
-    photo = gr.File(label="Photo", file_types=list(SUFFIXES), height=130, elem_id="photo")
-    thumbnails = [
-        keep(example_photo(name, THUMBNAIL), photo.GRADIO_CACHE, name) for name in EXAMPLES
-    ]
-    examples = gr.Dataset(
-        label="Or take an example",
-        components=[gr.Image(render=False)],
-        samples=[[path] for path in thumbnails],
-        type="index",
-        elem_id="examples",
     )
     source = gr.Radio(
         [("It is already degraded", DEGRADED), ("Degrade it first (show me)", CLEAN)],
@@ -127,7 +120,7 @@ def lay_out(models: Models) -> tuple[Settings, Tools]:
         saved = gr.File(
             label="Settings of an earlier result: drop its PNG",
             file_types=[".png"],
-            height=90,
+            height=150,
             elem_id="saved",
         )
         prior = gr.Dropdown(
@@ -140,15 +133,13 @@ def lay_out(models: Models) -> tuple[Settings, Tools]:
             filterable=False,
             elem_id="operator",
         )
-        with gr.Row():
-            operator_id = gr.Textbox(
-                label="Another operator from the Hub",
-                placeholder="owner/name, or the link to its page",
-                max_lines=1,
-                scale=3,
-                elem_id="operator-id",
-            )
-            add_operator = gr.Button("Check and add", size="sm", elem_id="add-operator")
+        operator_id = gr.Textbox(
+            label="Another operator from the Hub",
+            placeholder="owner/name, or the link to its page",
+            max_lines=1,
+            elem_id="operator-id",
+        )
+        add_operator = gr.Button("Check and add", size="sm", elem_id="add-operator")
     settings = Settings(
         *(task, photo, source, canvas, preset, faithfulness, steps, noise_sigma),
         *(prompt, negative_prompt, guidance_scale, samples, seed, prior, operator),
@@ -157,6 +148,11 @@ def lay_out(models: Models) -> tuple[Settings, Tools]:
         *(examples, painter, mask_file, invert, describe, new_seed, saved),
         *(operator_id, add_operator),
     )
+
+
+def _example(name: str, cache: str) -> gr.Button:
+    thumbnail = keep(example_photo(name, THUMBNAIL), cache, name)
+    return gr.Button(EXAMPLES[name], icon=thumbnail, size="sm")
 
 
 def _painter() -> tuple[gr.Column, gr.ImageEditor, gr.UploadButton, gr.Button]:

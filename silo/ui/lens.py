@@ -9,7 +9,7 @@ CSS = """
 .lens:focus-visible { outline: 2px solid var(--color-accent); outline-offset: 2px; }
 .lens figure { margin: 0; }
 .lens figure div { overflow: hidden; border-radius: var(--radius-lg); touch-action: pan-y; }
-.lens img { display: block; width: 100%; max-height: 440px; object-fit: contain; }
+.lens img { display: block; width: 100%; max-height: var(--view); object-fit: contain; }
 .lens figcaption, .lens + p { font-size: var(--text-sm); color: var(--body-text-color-subdued); }
 .lens.zoomed img { transform: scale(4); transform-origin: var(--x, 50%) var(--y, 50%); }
 """

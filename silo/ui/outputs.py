@@ -8,11 +8,12 @@ import gradio as gr
 from gradio.components import Component
 from PIL import Image
 
-from silo.ui import lens
+from silo.ui import lens, spoken, wipe
 from silo.ui.cache import keep
 from silo.ui.wording import paragraphs, uncertainty_caption
 
 INVITATION = "Choose a photo or an example; what becomes of it appears here."
+VIEW = "var(--view)"  # of the style sheet: what a picture may take of the window's height
 CAUTION = "A restored face is plausible, not evidence of identity."
 
 
@@ -40,7 +41,7 @@ class Outputs:
     status: gr.HTML
     picture: gr.Image
     views: gr.Tabs
-    comparison: gr.ImageSlider
+    comparison: gr.HTML
     side_by_side: gr.HTML
     uncertainty_tab: gr.Tab
     uncertainty: gr.Image
@@ -70,7 +71,7 @@ class Outputs:
         updates = {
             self.picture: gr.Image(visible=False),
             self.views: gr.Tabs(visible=True, selected="slider"),
-            self.comparison: (before, after[0]),
+            self.comparison: wipe.wipe(before, after[0]),
             self.side_by_side: lens.lens(before, after[0]),
             self.uncertainty_tab: gr.Tab(visible=uncertainty is not None),
             self.variants: gr.Gallery(after, selected_index=0, visible=len(after) > 1),
@@ -85,42 +86,41 @@ class Outputs:
 
 def lay_out() -> Outputs:
     """Put the components on the page, in the block that is open."""
-    with gr.Row():
+    with gr.Row(elem_id="go"):
         go = gr.Button("Restore", variant="primary", elem_id="restore")
         stop = gr.Button("Stop", interactive=False, elem_id="stop")
-    status = gr.HTML(paragraphs(INVITATION), elem_id="status", padding=False)
+    status = gr.HTML(
+        paragraphs(INVITATION), js_on_load=spoken.SCRIPT, elem_id="status", padding=False
+    )
     picture = gr.Image(
         show_label=False,
         interactive=False,
         format="png",
-        height=480,
+        height=VIEW,
         buttons=[],
         elem_id="picture",
     )
     with gr.Tabs(visible=False, elem_id="views") as views:
         with gr.Tab("Slider", id="slider"):
-            comparison = gr.ImageSlider(
-                label="Before and after",
-                interactive=False,
-                format="png",
-                type="filepath",
-                max_height=480,
-                buttons=["fullscreen"],
-                elem_id="comparison",
+            comparison = gr.HTML(
+                css_template=wipe.CSS, js_on_load=wipe.SCRIPT, elem_id="comparison", padding=False
             )
         with gr.Tab("Side by side", id="side-by-side"):
             side_by_side = gr.HTML(
-                css_template=lens.CSS, js_on_load=lens.SCRIPT, elem_id="side-by-side"
+                css_template=lens.CSS,
+                js_on_load=lens.SCRIPT,
+                elem_id="side-by-side",
+                padding=False,
             )
         with gr.Tab("Where variants differ", id="uncertainty", visible=False) as uncertainty_tab:
             uncertainty = gr.Image(
-                interactive=False, format="png", height=480, buttons=[], elem_id="uncertainty"
+                interactive=False, format="png", height=VIEW, buttons=[], elem_id="uncertainty"
             )
     variants = gr.Gallery(
         label="Variants",
         format="png",
         columns=4,
-        height="auto",
+        height="fit-content",  # "auto" keeps 450 px, whatever there is to show
         allow_preview=False,
         interactive=False,
         buttons=[],
@@ -129,16 +129,17 @@ def lay_out() -> Outputs:
     )
     download = gr.DownloadButton("Download PNG, settings inside", visible=False, elem_id="download")
     gr.Markdown(CAUTION)
+    gr.HTML(spoken.HTML, padding=False)
     return Outputs(
         *(go, stop, status, picture, views, comparison, side_by_side, uncertainty_tab),
         *(uncertainty, variants, download, gr.State([])),
     )
 
 
-def choose_variant(files: list[str], event: gr.SelectData) -> tuple[tuple[str, str], str, str]:
+def choose_variant(files: list[str], event: gr.SelectData) -> tuple[str, str, str]:
     """Compare and offer the variant that was clicked; `files` begins with the measurement."""
     variant = files[1 + event.index]
-    return (files[0], variant), lens.lens(files[0], variant), variant
+    return wipe.wipe(files[0], variant), lens.lens(files[0], variant), variant
 
 
 def cache_folder(component: Component) -> Path:

@@ -9,6 +9,7 @@ import gradio as gr
 from silo.caption import Captioner
 from silo.request import PRESETS
 from silo.ui import api, describing, inputs, outputs
+from silo.ui.examples import EXAMPLES
 from silo.ui.models import Models
 from silo.ui.preparing import Preparing
 from silo.ui.restoring import Restoring
@@ -29,7 +30,7 @@ def build(models: Models, captioner_factory: Callable[[], Captioner]) -> gr.Bloc
     ) as page:
         gr.Markdown(INTRODUCTION)
         with gr.Row():
-            with gr.Column(scale=2, min_width=320):
+            with gr.Column(scale=2, min_width=320, elem_id="inputs"):
                 settings, tools = inputs.lay_out(models)
             with gr.Column(scale=3, min_width=320):
                 shown = outputs.lay_out()
@@ -49,12 +50,13 @@ def build(models: Models, captioner_factory: Callable[[], Captioner]) -> gr.Bloc
 def _wire_preparation(
     preparing: Preparing, fields: inputs.Settings, tools: inputs.Tools, shown: outputs.Outputs
 ) -> None:
-    tools.examples.click(
-        preparing.choose_example,
-        [tools.examples, fields.task],
-        [fields.photo, fields.source, fields.noise_sigma],
-        **QUIET,
-    )
+    for name, button in zip(EXAMPLES, tools.examples, strict=True):
+        button.click(
+            functools.partial(preparing.choose_example, name),
+            fields.task,
+            [fields.photo, fields.source, fields.noise_sigma],
+            **QUIET,
+        )
 
     damage = {fields.photo, fields.task, fields.source, fields.prior}
     gr.on(

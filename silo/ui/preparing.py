@@ -15,7 +15,7 @@ from silo.request import PRESETS, RestorationRequest
 from silo.ui import mask_painter
 from silo.ui.cache import keep
 from silo.ui.errors import one_sentence
-from silo.ui.examples import EXAMPLES, example_photo
+from silo.ui.examples import example_photo
 from silo.ui.fetching import shown_by
 from silo.ui.inputs import CLEAN, DEGRADED, MAX_NOISE, Settings, Tools
 from silo.ui.mask_painter import view, wants_mask
@@ -101,9 +101,8 @@ class Preparing:
         except SiloError as error:
             raise one_sentence(error) from error
 
-    def choose_example(self, index: int, task: str) -> tuple[str, str, float]:
+    def choose_example(self, name: str, task: str) -> tuple[str, str, float]:
         """Take an example: the file, that it is clean, and the noise that `task` adds."""
-        name = EXAMPLES[index]
         example = example_photo(name, self._models.restorer().prior.native_size)
         path = keep(example, self._settings.photo.GRADIO_CACHE, name)
         return path, CLEAN, TASKS[task].degradation.noise_sigma

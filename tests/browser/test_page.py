@@ -249,8 +249,7 @@ def test_what_is_painted_is_filled_in_as_from_a_mask_file(page: Page, tmp_path: 
     page.on("request", note)
     restore(page, steps=2)
     expect(page.locator("#status")).to_have_text(FINISHED, timeout=PATIENCE)
-    source = page.locator("#comparison img[src*=before]").get_attribute("src")
-    assert source is not None
+    source = page.locator("#comparison img[src*=before]").evaluate("image => image.src")
     with Image.open(BytesIO(page.request.get(source).body())) as degraded:
         centre = degraded.getpixel((degraded.width // 2, degraded.height // 2))
         corner = degraded.getpixel((2, 2))
@@ -311,6 +310,43 @@ def test_describing_says_why_it_cannot(page: Page) -> None:
     reason = re.compile(r"not in the local cache|Describing needs [\d.]+ GB")
     expect(toast).to_contain_text(reason, timeout=PATIENCE)
     expect(page.locator("body")).not_to_contain_text("Traceback")
+
+
+PARTS = ["photo", "examples", "task", "source", "preset", "advanced", "restore"]
+
+
+def focused(page: Page) -> tuple[str, bool]:
+    """In which part of the page the focus is, and whether that can be seen."""
+    name, outline = page.evaluate(
+        """parts => [
+          parts.find(id => document.getElementById(id).contains(document.activeElement)) ?? '',
+          getComputedStyle(document.activeElement).outlineStyle,
+        ]""",
+        PARTS,
+    )
+    return name, outline != "none"
+
+
+def test_the_keyboard_is_enough_and_the_end_is_announced(page: Page) -> None:
+    expect(page.locator("#restore")).to_be_in_viewport()
+    passed: list[str] = []
+    while "restore" not in passed and len(passed) < 100:
+        page.keyboard.press("Tab")
+        part, visible = focused(page)
+        assert visible, f"no visible focus in {part or 'the page'} after {passed}"
+        if part == "examples" and part not in passed:
+            page.keyboard.press("Enter")
+            expect(page.locator("#photo")).to_contain_text(".png", timeout=PATIENCE)
+            expect(page.locator("#picture img")).to_be_visible(timeout=PATIENCE)
+        passed.append(part)
+    assert list(dict.fromkeys(passed)) == PARTS
+    page.keyboard.press("Enter")
+    expect(page.locator("[role=status]#spoken")).to_have_text(FINISHED, timeout=PATIENCE)
+    page.locator("#comparison").get_by_role("slider").press("End")
+    covered = page.locator("#comparison img[src*=seed]").evaluate(
+        "image => getComputedStyle(image).clipPath"
+    )
+    assert covered == "inset(0px 0px 0px 100%)"
 
 
 @pytest.mark.parametrize("page", [(390, 844)], indirect=True, ids=["phone"])

@@ -81,6 +81,8 @@ def bomb() -> bytes:
         ("empty.png", b"", "empty"),
         ("cut.png", b"\x89PNG\r\n\x1a\n" + bytes(8), "damaged"),
         ("phone.jpg", b"\0\0\0\x18ftypheic" + bytes(64), "HEIC"),
+        ("drawing.png", b'<?xml version="1.0"?><svg width="9e9"/>', "SVG"),
+        ("drawing.svg", b"<svg/>", "Invalid file type"),  # gradio's own sentence
     ],
 )
 def test_a_hostile_file_gets_one_sentence_and_little_memory(

@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
     XetDownloadError,
 )
-from tqdm import tqdm
+from tqdm.auto import tqdm  # the base that huggingface_hub asks for
 
 from operators.download_record import changed_files, read_records
 from operators.errors import OperatorFileError

@@ -102,7 +102,7 @@ class Restoring:
                     run.kept = self._keep(run)
                     yield self._stopped(run, run.kept)
                     return
-                shown = {outputs.status: event.to_html()}
+                shown: dict[Any, Any] = {outputs.status: event.to_html()}
                 if event.picture is not None:
                     shown[outputs.picture] = outputs.kept(event.picture)
                 yield shown

@@ -45,7 +45,8 @@ _LAYOUT = """
 #examples button { border: 1px solid var(--border-color-primary); background: none; }
 #examples button:hover { border-color: var(--color-accent); }
 #examples button { flex-direction: column; gap: .25rem; min-width: 0; padding: .25rem; }
-#examples img { width: 100%; height: auto; margin: 0; border-radius: var(--radius-md); }
+#examples img { width: 100%; height: auto; aspect-ratio: 1; margin: 0; }
+#examples img { border-radius: var(--radius-md); }
 
 #go { flex-wrap: nowrap; }
 #go button { min-width: 0; }

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,9 +17,9 @@ from silo.sampling import draw
 def test_drawing_is_diffusers_ddim() -> None:
     prior = LatentPrior.load("tiny")
     prompt = prior.embed("a flower")
-    scheduler = DDIMScheduler.from_pretrained(
-        EMBEDDED_FOLDER / "scheduler", timestep_spacing="trailing", set_alpha_to_one=True
-    )
+    config = json.loads((EMBEDDED_FOLDER / "scheduler" / "scheduler_config.json").read_text())
+    config |= {"timestep_spacing": "trailing", "set_alpha_to_one": True}
+    scheduler: Any = DDIMScheduler.from_config(config)  # which is annotated as a tuple, too
     scheduler.set_timesteps(4)
     side = prior.native_size // prior.scale_factor
     shape = (1, prior.latent_channels, side, side)

@@ -9,12 +9,13 @@ from silo.widening import widen_from
 def test_a_wider_network_begins_as_the_narrower_one_and_deaf_to_new_inputs() -> None:
     torch.manual_seed(0)
     narrow = nn.Sequential(nn.Conv2d(2, 5, 3), nn.ReLU(), nn.Conv2d(5, 2, 3))
-    wide = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 3, 3))
-    own = wide[2].weight[2].clone()
+    last = nn.Conv2d(5, 3, 3)
+    wide = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), last)
+    own = last.weight[2].clone()
     widen_from(wide, narrow)
     image = torch.randn(1, 3, 8, 8)
     torch.testing.assert_close(wide(image)[:, :2], narrow(image[:, :2]))
-    assert torch.equal(wide[2].weight[2], own)
+    assert torch.equal(last.weight[2], own)
 
 
 @pytest.mark.parametrize(

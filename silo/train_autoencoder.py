@@ -30,7 +30,7 @@ ADAM_BETAS = (0.9, 0.99)
 class AutoencoderTraining:
     """What decides an autoencoder, but for the pictures."""
 
-    latent_channels: int = 12
+    latent_channels: int = 8
     width: int = 64
     encoder_blocks: tuple[int, ...] = (0, 1, 2, 3)
     decoder_blocks: tuple[int, ...] = (3, 2, 1, 0)
@@ -38,7 +38,7 @@ class AutoencoderTraining:
     batch: int = 16
     crop: int = 128
     learning_rate: float = 1e-3
-    lpips_weight: float = 1.0
+    lpips_weight: float = 0.3
     seed: int = 0
     decoder_alone: bool = False
 

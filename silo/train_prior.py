@@ -38,7 +38,7 @@ from silo.widening import widen_from
 RESOLUTION = 256
 HELD_OUT_MEASURED = 40
 # Once the latents are fixed, what they do not carry is better painted than averaged.
-DECODER_STEPS, DECODER_LEARNING_RATE = 1500, 5e-4
+DECODER_STEPS, DECODER_LEARNING_RATE, DECODER_LPIPS_WEIGHT = 3000, 5e-4, 1.0
 
 
 class StartingPrior(NamedTuple):
@@ -209,6 +209,7 @@ def main(argv: list[str] | None = None) -> int:
             joint,
             steps=arguments.decoder_steps,
             learning_rate=DECODER_LEARNING_RATE,
+            lpips_weight=DECODER_LPIPS_WEIGHT,
             decoder_alone=True,
         ),
         lpips=LPIPS("alex", weights).to(device) if weights else None,

@@ -66,9 +66,10 @@ def repository(local_hub: Hub, tmp_path: Path, task: str = "motion_blur") -> Com
 
 
 def test_an_operator_of_the_hub_is_fetched_listed_and_restored_with(
-    local_hub: Hub, tmp_path: Path, tiny_prior: LatentPrior
+    local_hub: Hub, tmp_path: Path, tiny_prior: LatentPrior, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repository(local_hub, tmp_path)
+    monkeypatch.setattr("silo.ui.models.shelf", lambda: [])
     models = Models(lambda _: tiny_prior)
     assert "motion_blur" not in models.tasks()
     added = models.add(f"{local_hub.url}/lab/operator")

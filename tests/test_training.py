@@ -155,7 +155,7 @@ def test_train_prior_makes_a_prior_and_train_operator_an_operator_for_it(
     steps = ["--autoencoder_steps", "2", "--denoiser_steps", "2", "--decoder_steps", "2"]
     assert train_prior(["--train_data_dir", str(folder), "--output_dir", str(output), *steps]) == 0
     prior = LatentPrior.load(output / "pipeline")
-    assert (prior.native_size, prior.latent_channels) == (256, 12)
+    assert (prior.native_size, prior.latent_channels) == (256, 8)
     assert prior.prediction_type == "v_prediction"
     assert torch.isfinite(prior.decode(prior.encode(torch.zeros(1, 3, 64, 64)))).all()
     record = json.loads((output / "training.json").read_text())

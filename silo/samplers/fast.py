@@ -34,8 +34,9 @@ def silo_fast(
 
     The correction is Van Cittert's on w = H_theta(z): where the measurement tells something,
     H_theta is near the identity, so that the error w - H_theta(z0hat) is itself a direction that
-    lessens it, and no gradient is needed. The gain eta r^2 / (eta J r^2 + s^2) weighs what the
-    denoiser leaves open, r^2 = 1 - abar, against H_theta's error on held-out latents, s = `rmse`.
+    lessens it, and no gradient is needed. The gain eta k r^2 / (eta J k r^2 + s^2) weighs what the
+    denoiser leaves open, r^2 = 1 - abar, against H_theta's error on held-out latents, s = `rmse`;
+    k is the share of a latent pixel that is known.
 
     For the arguments see `Sampler`; here eta divides the variance that H_theta's error is taken
     to have, and 0 leaves w out. What lies in a hole is left to the denoiser.
@@ -60,7 +61,7 @@ def silo_fast(
         epsilon = to_epsilon(z, prediction.output, alpha_bar, kind)
         error = known * (w - problem.predict_measurement(clean, prediction))
         residual = vector_norm(error, dim=(1, 2, 3))
-        gain = eta * (1 - alpha_bar) / (eta * JACOBIAN * (1 - alpha_bar) + rmse**2)
+        gain = eta * (1 - alpha_bar) / (eta * JACOBIAN * known * (1 - alpha_bar) + rmse**2)
         moved = clean + gain * error
         noise = KEPT_NOISE * epsilon + (1 - KEPT_NOISE**2) ** 0.5 * standard_normal(generators, z)
         z = alpha_bar_prev**0.5 * moved + (1 - alpha_bar_prev) ** 0.5 * noise

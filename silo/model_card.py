@@ -36,7 +36,7 @@ def render_operator_card(operator: LatentOperator, example: str | None = None) -
         architecture=operator.architecture,
         parameters=f"{parameters:,}",
         kind=degradation["kind"],
-        degradation_parameters=", ".join(f"{k} {v}" for k, v in degradation["parameters"].items()),
+        degradation_parameters=_listed(degradation["parameters"]),
         noise_low=low,
         noise_high=high,
         pictures=f"{training['photos']:,}",
@@ -139,6 +139,11 @@ def _source(source: str | None) -> str:
         return ""
     note = "Its source, which nothing here runs unless you pass the file yourself:"
     return f"\n{note}\n\n{indent(source.strip(), '    ')}\n"
+
+
+def _listed(parameters: dict[str, Any]) -> str:
+    listed = ", ".join(f"{name} {value}" for name, value in parameters.items())
+    return f" ({listed})" if listed else ""
 
 
 def _stand_in(metadata: dict[str, Any]) -> str:

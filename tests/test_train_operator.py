@@ -78,7 +78,7 @@ def test_a_few_pictures_are_restored_and_shown(options: list[str], tmp_path: Pat
     grid = load_image(tmp_path / "out" / "super_resolution_x4.step_000001.png").pixels
     assert grid.shape == (1, 3, 128, 3 * 128)
     card = (folder / "README.md").read_text()
-    assert "](example.png)" in card and "16 denoiser evaluations" in card
+    assert "](example.png)" in card and "100 denoiser evaluations" in card
     example = load_image(folder / "example.png").pixels
     astronaut = center_crop(Photo("", "", skimage.data.astronaut()), 128)
     assert example.shape == (1, 3, 128, 3 * 128)

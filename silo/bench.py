@@ -141,7 +141,8 @@ def cases(prior: LatentPrior, size: int) -> dict[str, Callable[[], object]]:
     for operator in operators(prior, side):
         found[f"silo/{operator.architecture}"] = step("silo", operator, eta=0.0)
         if not operator.needs_features:
-            found[f"silo-fast/{operator.architecture}"] = step("silo-fast", operator, eta=1.0)
+            for name in ("silo-jacobian-free", "silo-fast"):
+                found[f"{name}/{operator.architecture}"] = step(name, operator, eta=1.0)
     for name in ("ldps", "gml-dps", "psld"):
         found[name] = step(name, None, **SAMPLERS[name].published("gaussian_blur", PSLD_STEPS))
 

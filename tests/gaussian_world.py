@@ -31,6 +31,7 @@ class GaussianPrior:
         self.prediction_type = prediction_type
         self.timesteps: list[int] = []
         self.features_asked: list[bool] = []
+        self.differentiated: list[bool] = []
         self.outputs: list[weakref.ref[torch.Tensor]] = []
 
     def predict(self, latents, t, prompt, *, features=False):
@@ -42,6 +43,7 @@ class GaussianPrior:
             output = alpha_bar**0.5 * output - (1 - alpha_bar) ** 0.5 * clean
         self.timesteps.append(t)
         self.features_asked.append(features)
+        self.differentiated.append(latents.requires_grad)
         self.outputs.append(weakref.ref(output))
         return SimpleNamespace(
             output=output,

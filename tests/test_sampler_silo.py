@@ -23,6 +23,7 @@ from tests.gaussian_world import (
 
 H = np.array([[0.9, 0.1, 0.0], [-0.3, 0.5, 0.2], [0.4, 0.0, 0.7]])
 silo = SAMPLERS["silo"].sample
+jacobian_free = SAMPLERS["silo-jacobian-free"].sample
 
 
 class LinearOperator(torch.nn.Module):
@@ -97,14 +98,20 @@ def test_unguided_samples_follow_the_prior(steps, shortfall, prediction_type):
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("steps", [1000, 9, 1])
 @pytest.mark.parametrize("clamp", [None, 0.05])
-def test_each_guided_step_is_algorithm_1_with_the_analytic_gradient(prediction_type, steps, clamp):
+@pytest.mark.parametrize(
+    ("sampler", "jacobian_of"),
+    [(silo, gain), (jacobian_free, lambda alpha_bar: alpha_bar**0.5 * np.eye(3))],
+)
+def test_each_guided_step_is_algorithm_1_with_the_analytic_gradient(
+    prediction_type, steps, clamp, sampler, jacobian_of
+):
     w, eta, seed = measurement(batch=2), 0.7, 5
     timesteps = [round(1000 * k / steps) - 1 for k in range(steps, 0, -1)]
     generator = seeds(seed)[0]
     z_t = torch.randn(3, 2, 2, generator=generator).double().numpy().reshape(3, 4)
     given = w[1].numpy().reshape(3, 4)
     prior = GaussianPrior(prediction_type)
-    run = silo(
+    run = sampler(
         problem(w, LinearOperator(), prior),
         spaced(ALPHAS_CUMPROD, steps),
         eta=eta,
@@ -115,10 +122,9 @@ def test_each_guided_step_is_algorithm_1_with_the_analytic_gradient(prediction_t
         now = float(ALPHAS_CUMPROD[t])
         after = float(ALPHAS_CUMPROD[timesteps[index + 1]]) if index + 1 < steps else 1.0
         alpha, beta = now / after, 1 - now / after
-        jacobian = gain(now)
-        clean = MU[:, None] + jacobian @ (z_t - now**0.5 * MU[:, None])
+        clean = MU[:, None] + gain(now) @ (z_t - now**0.5 * MU[:, None])
         residual = np.linalg.norm(given - H @ clean)
-        gradient = jacobian.T @ H.T @ (H @ clean - given) / residual
+        gradient = jacobian_of(now).T @ H.T @ (H @ clean - given) / residual
         if clamp is not None:
             gradient = np.clip(gradient, -clamp, clamp)
         mean = alpha**0.5 * (1 - after) / (1 - now) * z_t + after**0.5 * beta / (1 - now) * clean
@@ -250,11 +256,32 @@ def test_graph_is_freed_at_each_step_and_everything_when_closed():
     assert len(prior.timesteps) == 2
 
 
-def test_a_missing_operator_is_named():
-    run = silo(
+@pytest.mark.parametrize("sampler", [silo, jacobian_free])
+def test_a_missing_operator_is_named(sampler):
+    run = sampler(
         problem(measurement(), None), spaced(ALPHAS_CUMPROD, 5), eta=1.0, generators=seeds(1)
     )
     with pytest.raises(BadRequest, match="latent operator"):
+        next(run)
+
+
+def test_without_the_jacobian_nothing_reaches_the_denoiser_whose_features_are_refused():
+    prior = GaussianPrior()
+    run = jacobian_free(
+        problem(measurement(), LinearOperator(), prior),
+        spaced(ALPHAS_CUMPROD, 5),
+        eta=1.0,
+        generators=seeds(1),
+    )
+    next(run)
+    assert prior.differentiated == [False]
+    run = jacobian_free(
+        problem(measurement(), FeatureOperator(), prior),
+        spaced(ALPHAS_CUMPROD, 5),
+        eta=1.0,
+        generators=seeds(1),
+    )
+    with pytest.raises(BadRequest, match="reads the latent alone: use silo"):
         next(run)
 
 

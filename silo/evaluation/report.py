@@ -21,6 +21,7 @@ from silo.samplers import SAMPLERS
 PUBLISHED = Path(__file__).parent.parent.parent / "hub_cards" / "published_results.json"
 TITLES = {
     "silo": "SILO",
+    "silo-jacobian-free": "SILO, Jacobian-free",
     "ldps": "LDPS",
     "gml-dps": "GML-DPS",
     "psld": "PSLD",

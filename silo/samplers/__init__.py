@@ -9,11 +9,12 @@ from silo.samplers.ldps import LDPS
 from silo.samplers.problem import Problem, Sampler, Step
 from silo.samplers.psld import PSLD
 from silo.samplers.resample import RESAMPLE
-from silo.samplers.silo import silo
+from silo.samplers.silo import SILO, SILO_JACOBIAN_FREE
 
 SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
     {
-        "silo": Sampler(silo, needs_operator=True),
+        "silo": SILO,
+        "silo-jacobian-free": SILO_JACOBIAN_FREE,
         "silo-fast": SILO_FAST,
         "ldps": LDPS,
         "gml-dps": GML_DPS,

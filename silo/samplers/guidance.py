@@ -51,6 +51,23 @@ def guidance(problem: Problem, z: Tensor, t: int, alpha_bar: float, loss: Loss) 
     return Guidance(clean.detach(), epsilon, losses.detach(), gradient)
 
 
+def jacobian_free(problem: Problem, z: Tensor, t: int, alpha_bar: float, loss: Loss) -> Guidance:
+    """As `guidance`, but nothing is differentiated but the loss itself: an approximation.
+
+    For the Jacobian of z0hat in z_t it takes sqrt(abar) times the identity, which is that of a
+    prior N(0, I). Of what the true Jacobian does, it lacks the projection onto likely pictures.
+    """
+    with torch.no_grad():
+        prediction = problem.predict(z, t)
+    prediction_type = problem.prior.prediction_type
+    with torch.enable_grad():
+        clean = to_clean(z, prediction.output, alpha_bar, prediction_type).requires_grad_()
+        losses = loss(clean, prediction)
+        (gradient,) = torch.autograd.grad(losses.sum(), clean)
+    epsilon = to_epsilon(z, prediction.output, alpha_bar, prediction_type)
+    return Guidance(clean.detach(), epsilon, losses.detach(), alpha_bar**0.5 * gradient)
+
+
 def distance(a: Tensor, b: Tensor) -> Tensor:
     """||a - b||_2 of each sample of tensors (1 or B, C, H, W): (B,); its subgradient at 0 is 0."""
     return vector_norm(a - b, dim=(1, 2, 3))

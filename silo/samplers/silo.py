@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from silo.samplers.guidance import distance, guidance
-from silo.samplers.problem import Problem, Step, standard_normal
+from silo.errors import BadRequest
+from silo.samplers.guidance import Guidance, distance, guidance, jacobian_free
+from silo.samplers.problem import Problem, Sampler, Step, standard_normal
 from silo.schedule import Schedule, posterior_mean, posterior_variance
 
 if TYPE_CHECKING:
@@ -23,11 +24,13 @@ def silo(
     eta: float,
     generators: Sequence[torch.Generator],
     clamp: float | None = None,
+    guide: Callable[..., Guidance] = guidance,
 ) -> Generator[Step, None, None]:
     """Algorithm 1: per step, one denoiser evaluation and one gradient through it; no autoencoder.
 
     For the arguments see `Sampler`. Published: 1000 steps, eta 0.5 (1 for inpainting); with fewer
     steps eta has to grow. The authors' code uses clamp = 1, which the paper does not mention.
+    `guide` finds the gradient: exactly (`guidance`), or nearly (`jacobian_free`).
 
     Raises:
         BadRequest: the problem has no latent operator.
@@ -39,10 +42,38 @@ def silo(
         return distance(problem.predict_measurement(clean, prediction), w)
 
     for index, (t, alpha_bar, alpha_bar_prev) in enumerate(schedule):
-        clean, _, residual, gradient = guidance(problem, z, t, alpha_bar, loss)
+        clean, _, residual, gradient = guide(problem, z, t, alpha_bar, loss)
         if clamp is not None:
             gradient = gradient.clamp(-clamp, clamp)
         mean = posterior_mean(z, clean, alpha_bar, alpha_bar_prev)
         std = posterior_variance(alpha_bar, alpha_bar_prev) ** 0.5  # 0 at the last step
         z = mean + std * standard_normal(generators, z) - eta * gradient
         yield Step(index, len(schedule), t, clean, z, residual)
+
+
+def silo_jacobian_free(
+    problem: Problem,
+    schedule: Schedule,
+    *,
+    eta: float,
+    generators: Sequence[torch.Generator],
+    clamp: float | None = None,
+) -> Generator[Step, None, None]:
+    """Algorithm 1 without the denoiser's Jacobian: an approximation, see `jacobian_free`.
+
+    For the arguments see `Sampler`.
+
+    Raises:
+        BadRequest: there is no latent operator, or it reads the denoiser's features.
+    """
+    if problem.operator is not None and problem.operator.needs_features:
+        raise BadRequest(
+            "silo-jacobian-free needs an operator that reads the latent alone: use silo."
+        )
+    yield from silo(
+        problem, schedule, eta=eta, generators=generators, clamp=clamp, guide=jacobian_free
+    )
+
+
+SILO = Sampler(silo, needs_operator=True)
+SILO_JACOBIAN_FREE = Sampler(silo_jacobian_free, needs_operator=True, differentiates=False)

@@ -18,7 +18,6 @@ from silo.restorer import Restorer, Result
 
 ROOT = Path(__file__).parent.parent
 EMBEDDED = ROOT / "silo" / "embedded"
-SHIPPED = [task for task in TASKS if task != "motion_blur"]  # with which silo-fast diverges
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +46,7 @@ def test_the_weights_are_small_half_precision_and_safe() -> None:
 
 
 def test_every_task_has_an_operator_with_a_card(prior: LatentPrior) -> None:
-    for task in SHIPPED:
+    for task in TASKS:
         folder = find_operator(task, "tiny", prior.latent_channels)
         operator = LatentOperator.from_pretrained(folder)
         errors = operator.metadata["errors"]
@@ -63,7 +62,7 @@ def test_the_autoencoder_keeps_a_photo(prior: LatentPrior, photo: Tensor) -> Non
     assert psnr(prior.decode(prior.encode(photo)), photo).item() > 22
 
 
-@pytest.mark.parametrize("task", SHIPPED)
+@pytest.mark.parametrize("task", TASKS)
 def test_a_real_photo_is_restored(prior: LatentPrior, photo: Tensor, task: str) -> None:
     request = RestorationRequest(task, photo, simulate=True, preset="quick", seed=0)
     *_, result = Restorer(prior).restore(request)

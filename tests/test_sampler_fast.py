@@ -51,6 +51,13 @@ class Identity(LinearOperator):
         return z
 
 
+class Inverse(LinearOperator):
+    """Turns what it is given around, and weakens it."""
+
+    def __call__(self, z: torch.Tensor, noise_sigma: torch.Tensor, **given: Any) -> torch.Tensor:
+        return -0.8 * z
+
+
 def restored(task: Problem, *seed: int, eta: float = 1.0, steps: int = STEPS) -> torch.Tensor:
     schedule = spaced(ALPHAS_CUMPROD, steps)
     *_, last = silo_fast(task, schedule, eta=eta, generators=seeds(*seed))
@@ -114,6 +121,43 @@ def test_latents_that_are_known_in_part_are_measured_too() -> None:
     partly = restored(problem(0.25 * z, Share(), mask=mask), 0)
     error, least = (float((sample - z).abs().mean()) for sample in (partly, known))
     assert error < 2 * least  # five times as much with the gain of pixels that are wholly known
+
+
+def test_what_an_operator_turns_around_is_turned_back() -> None:
+    """Corrections by the error itself would drive z away: by 1 + 0.8 / 0.65 each."""
+    z = draw(16)
+    sample = restored(problem(-0.8 * z, Inverse()), 0)
+    assert float((sample - z).abs().mean()) < 0.05
+
+
+def test_descent_ends_at_the_proximal_point() -> None:
+    """The minimum of ||w - H z||^2 / s^2 + ||z - z0hat||^2 / (eta r^2), for H = -0.8."""
+    z = draw(4)
+    prior = NoGradientPrior()
+    task = problem(-0.8 * z, Inverse(), prior)
+    t, alpha_bar = 999, float(ALPHAS_CUMPROD[999])
+    (step,) = silo_fast(task, spaced(ALPHAS_CUMPROD, 1), eta=1e-4, generators=seeds(3))
+    assert prior.timesteps == [t]
+    doubt, variance = 1e-4 * (1 - alpha_bar), 0.02**2
+    clean = step.clean_estimate
+    expected = (variance * clean + doubt * 0.64 * z) / (variance + doubt * 0.64)
+    torch.testing.assert_close(step.latent, expected, rtol=0, atol=1e-3)
+    assert float((expected - clean).abs().mean()) > 0.05
+
+
+def test_measurements_that_converge_are_corrected_beside_one_that_does_not() -> None:
+    class Sign(LinearOperator):
+        def __call__(
+            self, z: torch.Tensor, noise_sigma: torch.Tensor, **given: Any
+        ) -> torch.Tensor:
+            signs = torch.tensor([0.8, -0.8])[: len(z)] if len(z) > 1 else torch.tensor([0.8])
+            return signs.view(-1, 1, 1, 1) * z
+
+    z = draw(8)
+    together = restored(problem(torch.cat([0.8 * z, -0.8 * z]), Sign()), 1, 2)
+    alone = restored(problem(0.8 * z, Sign()), 1)
+    torch.testing.assert_close(together[0], alone[0], rtol=0, atol=1e-5)
+    assert float((together[1] - z[0]).abs().mean()) < 0.05
 
 
 def test_a_larger_eta_keeps_closer_to_the_measurement() -> None:

@@ -1,8 +1,9 @@
-"""silo-fast: a few steps guided in latent space, with no gradient of anything."""
+"""silo-fast: a few steps guided in latent space, with no gradient through the denoiser."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,9 +14,13 @@ from silo.errors import BadRequest
 from silo.samplers.problem import Problem, Sampler, Step, standard_normal
 from silo.schedule import Schedule, to_clean, to_epsilon
 
+Measure = Callable[[Tensor], Tensor]  # H_theta of clean estimates (B, C, h, w)
+
 # H_theta weakens detail, so that a step made for a Jacobian of 1 falls short: this one is longer.
 # The correction converges where the norm of the Jacobian, which is near 1, stays below twice this.
 JACOBIAN = 0.65
+PROBES = 3  # corrections of w by itself, after which it shows whether they converge
+DESCENT_STEPS = 6  # in place of one correction where they do not
 KEPT_NOISE = 0.3  # the share of the predicted noise in the next level's; the rest is fresh
 # rmse of an operator that does not say its own, per latent element.
 DEFAULT_RMSE = 0.15
@@ -38,6 +43,10 @@ def silo_fast(
     denoiser leaves open, r^2 = 1 - abar, against H_theta's error on held-out latents, s = `rmse`;
     k is the share of a latent pixel that is known.
 
+    Where H_theta turns detail around, as a motion blur does, such corrections grow from one to the
+    next. This is tried on w beforehand; a measurement of that kind is answered by steps of gradient
+    descent on ||w - H_theta(z)||^2 / s^2 + ||z - z0hat||^2 / (eta r^2), through H_theta alone.
+
     For the arguments see `Sampler`; here eta divides the variance that H_theta's error is taken
     to have, and 0 leaves w out. What lies in a hole is left to the denoiser.
 
@@ -54,18 +63,54 @@ def silo_fast(
     known = _known(problem.mask, w)
     rmse = DEFAULT_RMSE if operator is None else operator.metadata.get("rmse", DEFAULT_RMSE)
     z = standard_normal(generators, w)
+    diverging: Tensor | None = None
     for index, (t, alpha_bar, alpha_bar_prev) in enumerate(schedule):
         prediction = problem.predict(z, t)
         kind = problem.prior.prediction_type
         clean = to_clean(z, prediction.output, alpha_bar, kind)
         epsilon = to_epsilon(z, prediction.output, alpha_bar, kind)
-        error = known * (w - problem.predict_measurement(clean, prediction))
+        measure = partial(problem.predict_measurement, prediction=prediction)
+        error = known * (w - measure(clean))
         residual = vector_norm(error, dim=(1, 2, 3))
-        gain = eta * (1 - alpha_bar) / (eta * JACOBIAN * known * (1 - alpha_bar) + rmse**2)
-        moved = clean + gain * error
+        doubt = eta * (1 - alpha_bar)
+        moved = clean + doubt / (JACOBIAN * known * doubt + rmse**2) * error
+        if index == 0:
+            diverging = _diverging(measure, w, known)
+        if diverging is not None:
+            descended = _descend(measure, clean, w, known, doubt, rmse**2)
+            moved = torch.where(diverging, descended, moved)
         noise = KEPT_NOISE * epsilon + (1 - KEPT_NOISE**2) ** 0.5 * standard_normal(generators, z)
         z = alpha_bar_prev**0.5 * moved + (1 - alpha_bar_prev) ** 0.5 * noise
         yield Step(index, len(schedule), t, clean, z, residual)
+
+
+def _diverging(measure: Measure, w: Tensor, known: Tensor) -> Tensor | None:
+    """For which measurements corrections do not end, (1 or B, 1, 1, 1); None if for none."""
+    z, errors = w, []
+    for _ in range(PROBES + 1):
+        error = known * (w - measure(z))
+        errors.append(vector_norm(error, dim=(1, 2, 3), keepdim=True))
+        z = z + error / JACOBIAN
+    grown = errors[-1] > errors[0]
+    return grown if grown.any() else None
+
+
+def _descend(
+    measure: Measure, clean: Tensor, w: Tensor, known: Tensor, doubt: float, variance: float
+) -> Tensor:
+    """Descends ||known (w - H(z))||^2 / variance + ||z - clean||^2 / doubt from `clean`.
+
+    The step is Newton's for a Jacobian whose square is JACOBIAN.
+    """
+    z = clean
+    for _ in range(DESCENT_STEPS):
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            predicted = measure(z)
+            (pull,) = torch.autograd.grad(predicted, z, (known * (w - predicted)).detach())
+        z = z.detach()
+        z = z + (doubt * pull - variance * (z - clean)) / (JACOBIAN * doubt + variance)
+    return z
 
 
 def _known(mask: Tensor | None, w: Tensor) -> Tensor:

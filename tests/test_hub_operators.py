@@ -214,6 +214,49 @@ def test_pull_leaves_alone_what_is_not_from_the_hub(
     assert _files(folder) == before
 
 
+def test_pull_deletes_nothing_of_the_users(
+    local_hub: Hub, trained: Path, shelf_folder: Path, tmp_path: Path, capfd
+) -> None:
+    hub.push_operator(trained, NAME)
+    folder = shelf_folder / "sr4"
+    hub.pull_operator(NAME, folder)
+    hub.push_operator(_save(tmp_path / "better", seed=1), NAME)
+    before = _files(folder)
+    for mine in (folder / "my_eval.json", folder / "notes" / "README.md", folder / ".cache" / "x"):
+        mine.parent.mkdir(exist_ok=True)
+        mine.write_text("mine")
+        assert main(["operators", "pull", NAME]) == 2
+        error = capfd.readouterr().err.splitlines()[-1]
+        assert mine.relative_to(folder).as_posix() in error and "--local_dir" in error
+        assert mine.read_text() == "mine"
+        mine.unlink()
+        assert _files(folder) == before
+    assert main(["operators", "pull", NAME]) == 0
+    assert _files(folder) == _files(tmp_path / "better")
+    mine = shelf_folder / "mine.txt"
+    mine.write_text("mine")
+    assert main(["operators", "pull", NAME, "--local_dir", str(mine)]) == 2
+    assert mine.read_text() == "mine"
+
+
+def test_pull_does_not_replace_another_repositorys_operator(
+    local_hub: Hub, trained: Path, shelf_folder: Path, tmp_path: Path, capfd
+) -> None:
+    first = hub.push_operator(trained, "lab/den").rpartition("/")[2]
+    hub.push_operator(_save(tmp_path / "better", seed=1), "ada/den")
+    folder = shelf_folder / "den"
+    _hf("download", "lab/den", "--local-dir", str(folder))
+    capfd.readouterr()
+    assert main(["operators", "pull", "ada/den"]) == 2
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert "another repository" in error and first[:12] in error
+    assert _files(folder).items() >= _files(trained).items() and recorded_commit(folder) == first
+    advised = error.split("such as ")[1]
+    assert main(["operators", "pull", "ada/den", "--local_dir", advised]) == 0
+    assert _files(shelf_folder / "ada_den") == _files(tmp_path / "better")
+    assert main(["operators", "pull", "lab/den"]) == 0
+
+
 def test_a_damaged_download_is_thrown_away(
     local_hub: Hub, trained: Path, shelf_folder: Path, capfd
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,7 +53,8 @@ def commit_files(
 
     Raises:
         PushRefused: no rights, an invalid name or card, or somebody else has pushed meanwhile.
-        HubUnavailable: the Hub failed again and again.
+        HubUnavailable: the Hub failed again and again; the message says so where a repository that
+            was created could not be removed either.
     """
     api, kind = HfApi(), "space" if space else "model"
     describe = api.space_info if space else api.model_info
@@ -64,17 +64,29 @@ def commit_files(
             raise PushRefused(
                 f"everybody can read {repo_id}: make it private on its page, or leave --private out"
             )
-        created = info is None
-        if info is None:
-            api.create_repo(
-                repo_id,
-                private=private,
-                repo_type=kind,
-                space_sdk="gradio" if space else None,
-                space_hardware=hardware,  # pyright: ignore[reportArgumentType]
-            )
+        created = False
+
+        def create() -> None:
+            # From the first request on it may be there, whatever is answered: an answer can be
+            # lost. Only a request that is repeated may thus find the repository there.
+            nonlocal created
+            repeated, created = created, True
+            try:
+                api.create_repo(
+                    repo_id,
+                    private=private,
+                    repo_type=kind,
+                    space_sdk="gradio" if space else None,
+                    space_hardware=hardware,  # pyright: ignore[reportArgumentType]
+                    exist_ok=repeated,
+                )
+            except HfHubHTTPError as error:
+                created = repeated or _is_transient(error)
+                raise
+
         try:
             if info is None:
+                retried(create)
                 info = retried(lambda: describe(repo_id))
             parent = info.sha
             there = {sibling.rfilename for sibling in info.siblings or ()}
@@ -121,12 +133,21 @@ def _find(describe: Callable[[str], Returned], repo_id: str) -> Returned | None:
 
 
 def _withdraw(api: HfApi, repo_id: str, kind: str) -> None:
-    """Delete the repository that was just created, unless it holds a commit of somebody's."""
+    """Delete the repository that was just created, unless it holds a commit of somebody's.
+
+    Raises:
+        HubUnavailable: that failed, too.
+    """
     try:
         if len(retried(lambda: api.list_repo_commits(repo_id, repo_type=kind))) == 1:
             retried(lambda: api.delete_repo(repo_id, repo_type=kind, missing_ok=True))
-    except httpx2.HTTPError as error:
-        warnings.warn(f"{repo_id} stays on the Hub, empty: {_reason(error)}", stacklevel=2)
+    except RepositoryNotFoundError:
+        return  # it never came to be
+    except (httpx2.HTTPError, json.JSONDecodeError) as error:
+        raise HubUnavailable(
+            f"this push failed, and {repo_id}, which it created, may be left on the Hub, empty "
+            f"({_reason(error)}): delete it on its page, or push again later"
+        ) from error
 
 
 def _is_transient(error: Exception) -> bool:

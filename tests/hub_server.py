@@ -254,11 +254,12 @@ class Handler(BaseHTTPRequestHandler):
         kind = {"space": "spaces"}.get(wanted.get("type"), "models")
         repo_id = f"{wanted['organization']}/{wanted['name']}"
         self.may_write(repo_id)
+        url = f"{self.hub.url}/{'' if kind == 'models' else f'{kind}/'}{repo_id}"
         if f"{kind}/{repo_id}" in self.hub.repositories:
-            raise Refusal(409, "You already created this repo")
+            said = "You already created this model repo"
+            return 409, json.dumps({"error": said, "url": url}).encode(), {"X-Error-Message": said}
         self.hub.create(f"{kind}/{repo_id}", wanted.get("visibility") == "private", **wanted)
-        prefix = "" if kind == "models" else f"{kind}/"
-        return {"url": f"{self.hub.url}/{prefix}{repo_id}"}
+        return {"url": url}
 
     def delete_repo(self, body: bytes) -> Any:
         wanted = json.loads(body)

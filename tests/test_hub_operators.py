@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -440,8 +441,44 @@ def test_a_repository_that_cannot_be_withdrawn_is_named(
 ) -> None:
     local_hub.disturb(PLACES[0], fail(500), times=100)
     local_hub.disturb("DELETE /api/repos/delete", fail(500), times=100)
-    with pytest.raises(HubUnavailable), pytest.warns(UserWarning, match="lab/sr4 stays on the Hub"):
+    with pytest.raises(HubUnavailable, match="lab/sr4, which it created, may be left on the Hub"):
         hub.push_operator(trained, NAME)
+
+
+CREATE = "POST /api/repos/create"
+
+
+@pytest.mark.parametrize("trouble", [lose_answer, fail(503)])
+def test_a_creation_that_fails_once_is_asked_for_again(
+    local_hub: Hub, trained: Path, no_waiting: list[float], trouble: Callable[[], None]
+) -> None:
+    local_hub.disturb(CREATE, trouble)
+    url = hub.push_operator(trained, NAME, private=True)
+    repository = local_hub.repositories[f"models/{NAME}"]
+    assert repository.private and len(repository.commits) == 2 and url.endswith(repository.head)
+    assert local_hub.requests.count(CREATE) == 2
+
+
+@pytest.mark.parametrize("trouble", [lose_answer, fail(503)])
+def test_a_creation_that_fails_for_good_leaves_nothing(
+    local_hub: Hub, trained: Path, no_waiting: list[float], trouble: Callable[[], None]
+) -> None:
+    local_hub.disturb(CREATE, trouble, times=100)
+    with pytest.raises(HubUnavailable, match="lab/sr4 is as it was"):
+        hub.push_operator(trained, NAME)
+    assert local_hub.repositories == {}
+
+
+def test_a_repository_that_somebody_creates_meanwhile_is_theirs(
+    local_hub: Hub, trained: Path, no_waiting: list[float]
+) -> None:
+    def somebody_else_creates_it() -> None:
+        local_hub.create(f"models/{NAME}")
+
+    local_hub.disturb(CREATE, somebody_else_creates_it)
+    with pytest.raises(PushRefused, match="somebody else has changed lab/sr4"):
+        hub.push_operator(trained, NAME)
+    assert len(local_hub.repositories[f"models/{NAME}"].commits) == 1
 
 
 def test_what_somebody_pushed_meanwhile_is_not_withdrawn(

@@ -1,5 +1,7 @@
 """The tasks: what damages a picture, what that is called, how strongly to guide, and with what."""
 
+import functools
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +9,7 @@ from types import MappingProxyType
 
 from operators.degradation import Degradation
 from operators.download_record import read_records
-from operators.errors import OperatorError, OperatorFileError, OperatorNotFound
+from operators.errors import OperatorError, OperatorNotFound
 from operators.latent import architectures, read_config
 
 SHELF = Path(__file__).parent / "trained"
@@ -85,21 +87,32 @@ class ShelfEntry:
 
 
 def shelf(folder: Path = SHELF) -> list[ShelfEntry]:
-    """The operators in `folder`, from their config.json alone.
+    """The operators in `folder`, from their config.json alone; what is none is logged and left out.
 
-    Raises:
-        OperatorFileError: a config.json there is no operator's.
+    One wrong folder must not cost the others: `python -m silo operators verify` names it, too.
     """
     entries = []
     for path in sorted(folder.glob("*/config.json")):
-        config = read_config(path.parent)
+        try:
+            config = read_config(path.parent)
+        except OperatorError as error:
+            _warn_once(f"Left out of the operators on the shelf: {error}.")
+            continue
         task, prior = config.metadata.get("task"), config.metadata.get("prior")
         if task is None or prior is None:
-            raise OperatorFileError(
-                f"{str(path)!r} does not say its task and prior: train it again, or remove it."
+            _warn_once(
+                f"Left out of the operators on the shelf: {str(path)!r} does not say its task and "
+                "prior; train it again, or remove it."
             )
+            continue
         entries.append(ShelfEntry(path.parent, task, prior, config.architecture))
     return entries
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    """Log a warning, on stderr by default; once, since the shelf is looked at again and again."""
+    logging.getLogger(__name__).warning(message)
 
 
 def find_operator(

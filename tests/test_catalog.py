@@ -4,7 +4,7 @@ import pytest
 
 from operators.catalog import SD_PRIOR, TASKS, find_operator, get_task, shelf
 from operators.convolutional import CompactCNN
-from operators.errors import OperatorError, OperatorFileError, OperatorNotFound
+from operators.errors import OperatorError, OperatorNotFound
 from operators.readout import ReadoutOperator
 
 
@@ -46,10 +46,23 @@ def test_the_operator_for_a_prior_is_found_by_what_it_was_trained_for(tmp_path: 
         find_operator("jpeg_q10", "my-prior", 8, tmp_path)
 
 
-def test_an_operator_that_does_not_say_what_it_is_for_is_named(tmp_path: Path) -> None:
+def test_a_wrong_folder_is_named_once_and_costs_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _put(tmp_path, "right", task="denoising", prior="tiny")
     _put(tmp_path, "mute")
-    with pytest.raises(OperatorFileError, match="mute"):
-        shelf(tmp_path)
+    wrong = {"another_model": '{"model_type": "bert"}', "torn": '{"format_ver', "empty": ""}
+    for name, config in wrong.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(config)
+    (tmp_path / "folder" / "config.json").mkdir(parents=True)
+    for _ in range(2):
+        assert [entry.folder.name for entry in shelf(tmp_path)] == ["right"]
+        assert find_operator("denoising", "tiny", 8, tmp_path) == tmp_path / "right"
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 5 and not any("\n" in line for line in said)
+    for name in (*wrong, "mute", "folder"):
+        assert sum(f"/{name}" in line for line in said) == 1
 
 
 def test_an_operator_that_reads_features_serves_its_own_prior_alone(tmp_path: Path) -> None:

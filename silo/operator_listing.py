@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -77,28 +78,37 @@ def in_cache() -> Iterator[ListedOperator]:
                 continue  # another program's model: the cache is shared
 
 
-def in_collection(slug: str) -> Iterator[ListedOperator]:
+def in_collection(slug: str, report: Callable[[OperatorError], None]) -> Iterator[ListedOperator]:
     """The operators in a collection on the Hub, from their config.json and cards alone.
+
+    Args:
+        slug: the collection's, such as "owner/title-id".
+        report: is told of each item that cannot be read, such as one that was deleted or is gated.
 
     Raises:
         OperatorNotFound: there is no such collection, or the Hub failed.
-        OperatorFileError: a config.json there is no operator's.
     """
     api = HfApi()
     with download_errors(slug, None):
         items = retried(lambda: api.get_collection(slug)).items
     for item in items:
-        with download_errors(item.item_id, None):
-            if item.item_type != "model":
-                continue
-            info = retried(lambda: api.model_info(item.item_id, files_metadata=True))  # noqa: B023
-            if info.library_name != "silo":
-                continue
-            folder = Path(hf_hub_download(info.id, CONFIG_NAME, revision=info.sha)).parent
-        config = read_config(folder)
+        if item.item_type != "model":
+            continue
+        try:
+            with download_errors(item.item_id, None):
+                describe = partial(api.model_info, item.item_id, files_metadata=True)
+                info = retried(describe)
+                if info.library_name != "silo":
+                    continue
+                folder = Path(hf_hub_download(info.id, CONFIG_NAME, revision=info.sha)).parent
+            config = read_config(folder)
+        except OperatorError as error:
+            report(error)
+            continue
         sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
         size = sum(sizes.get(name, 0) for name in OPERATOR_FILES)
         license = None if info.card_data is None else info.card_data.get("license")
+        license = license if isinstance(license, str) else None
         yield _describe("hub", info.id, info.sha, config, size, license)
 
 

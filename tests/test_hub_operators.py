@@ -30,7 +30,7 @@ from silo.operator_presets import OperatorTraining
 from silo.prior import LatentPrior
 from silo.request import RestorationRequest
 from silo.restorer import Restorer, Result
-from tests.hub_server import File, Hub, fail, lose_answer
+from tests.hub_server import File, Hub, Refusal, fail, lose_answer
 
 TASK = "super_resolution_x4"
 NAME = "lab/sr4"
@@ -308,6 +308,39 @@ def test_a_collection_lists_operators_with_size_and_licence(
     monkeypatch.setattr(hub, "reachable", lambda: False)
     assert main(["operators", "list", "--collection", "lab/silo-1"]) == 0
     assert "out of reach" in capfd.readouterr().err
+
+
+def test_what_is_wrong_in_a_collection_or_on_the_shelf_costs_no_other_row(
+    local_hub: Hub, trained: Path, shelf_folder: Path, capfd
+) -> None:
+    def refuse() -> None:
+        raise Refusal(403, "Access to model lab/gated is restricted", "GatedRepo")
+
+    hub.push_operator(trained, NAME)
+    card = File(b"---\nlibrary_name: silo\nlicense: mit\n---\n", False)
+    for name in ("lab/gated", "lab/foreign"):
+        config = File(b'{"model_type": "bert"}', False)
+        local_hub.create(f"models/{name}").commit("a", {"config.json": config, "README.md": card})
+    local_hub.disturb(".* /lab/gated/resolve/.*", refuse, times=100)
+    local_hub.collections["lab/silo-1"] = ["lab/gone", "lab/gated", "lab/foreign", NAME]
+    _save(shelf_folder / "mine")
+    (shelf_folder / "wrong").mkdir()
+    (shelf_folder / "wrong" / "config.json").write_text("{}")
+    assert main(["operators", "list", "--collection", "lab/silo-1", "--json"]) == 0
+    said = capfd.readouterr()
+    rows = [json.loads(line) for line in said.out.splitlines()]
+    assert [(row["source"], row["name"]) for row in rows] == [("shelf", "mine"), ("hub", NAME)]
+    notes = [line for line in said.err.splitlines() if line.startswith("Left out of the coll")]
+    for note, name in zip(notes, ("lab/gone", "lab/gated", "lab--foreign"), strict=True):
+        assert name in note
+    # Where the collection itself is gone, what is here is listed nevertheless.
+    assert main(["operators", "list", "--collection", "lab/none"]) == 2
+    said = capfd.readouterr()
+    assert "shelf  mine" in said.out and "'lab/none'" in said.err.splitlines()[-1]
+    assert main(["operators", "verify"]) == 1
+    said = capfd.readouterr()
+    assert said.out.startswith(f"ok {shelf_folder / 'mine'}") and "FAILED" in said.err
+    assert str(shelf_folder / "wrong") in said.err
 
 
 def test_a_card_without_a_licence_is_listed(trained: Path) -> None:

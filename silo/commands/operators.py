@@ -3,7 +3,9 @@
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -26,13 +28,13 @@ def main(argv: list[str]) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    rows: list[ListedOperator] = [*on_shelf(), *in_cache()]
+    rows: list[Iterable[ListedOperator]] = [on_shelf(), in_cache()]
     if arguments.collection is not None:
         if hub.reachable():
-            rows += in_collection(arguments.collection)
+            rows.append(in_collection(arguments.collection, _left_out))
         else:
             print("The Hub is out of reach: its collection is left out.", file=sys.stderr)
-    for row in rows:
+    for row in chain.from_iterable(rows):
         if arguments.json:
             print(json.dumps(asdict(row)))
         else:
@@ -42,6 +44,10 @@ def _list(arguments: argparse.Namespace) -> int:
                 f"{row.size / 1e6:>7.1f} MB  {row.license or '-':<14}{row.source:<7}{name}"
             )
     return 0
+
+
+def _left_out(error: OperatorError) -> None:
+    print(f"Left out of the collection: {error}.", file=sys.stderr)
 
 
 def _push(arguments: argparse.Namespace) -> int:

@@ -582,15 +582,34 @@ def test_the_command_in_a_process_of_its_own(local_hub: Hub, trained: Path) -> N
     assert os.environ["HF_TOKEN"] not in done.stdout + done.stderr
 
 
-def test_push_by_the_name_of_a_task(
-    local_hub: Hub, trained: Path, tmp_path: Path, monkeypatch, capfd
-) -> None:
+def test_push_by_the_name_of_a_task(local_hub: Hub, trained: Path, monkeypatch, capfd) -> None:
     monkeypatch.setattr("silo.commands.operators.shelf", lambda: shelf(trained.parent))
-    assert main(["operators", "push", TASK, "--repo_id", NAME]) == 0
-    assert f"models/{NAME}" in local_hub.repositories
-    _save(trained.parent / "second")
-    assert main(["operators", "push", TASK, "--repo_id", NAME]) == 2
-    assert "The shelf has 2 operators" in capfd.readouterr().err
+    push = ["operators", "push", TASK, "--repo_id", NAME]
+    assert main([*push, "--prior", "sd15"]) == 0
+    operator = _train_a_little(seed=1)
+    operator.metadata["prior"] = "tiny"
+    operator.save_pretrained(trained.parent / "second")
+    for more, message in (
+        ([], "2 operators for super_resolution_x4"),
+        (["--prior", "rv51"], "0 operators for super_resolution_x4 on rv51"),
+    ):
+        assert main([*push, *more]) == 2
+        error = capfd.readouterr().err.splitlines()[-1]
+        assert message in error and f"{trained.parent / 'second'} for --prior tiny" in error
+    assert main(["operators", "push", str(trained), "--prior", "sd15", "--repo_id", NAME]) == 2
+    assert "--prior goes with a task" in capfd.readouterr().err
+
+
+def test_the_papers_operators_are_pushed_by_task_and_prior(local_hub: Hub) -> None:
+    for task in ("gaussian_blur", "super_resolution_x8"):
+        for prior in ("tiny", "sd15"):
+            name = f"lab/{task}-{prior}"
+            push = ["operators", "push", task, "--prior", prior, "--repo_id", name]
+            assert main(push) == 0
+            config = json.loads(
+                local_hub.repositories[f"models/{name}"].files["config.json"].content
+            )
+            assert (config["metadata"]["task"], config["metadata"]["prior"]) == (task, prior)
 
 
 def test_a_folder_is_made_to_hold_nothing_else(local_hub: Hub, tmp_path: Path) -> None:

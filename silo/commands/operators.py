@@ -51,20 +51,27 @@ def _left_out(error: OperatorError) -> None:
 
 
 def _push(arguments: argparse.Namespace) -> int:
-    folder = _find_folder(arguments.operator)
+    folder = _find_folder(arguments.operator, arguments.prior)
     print(hub.push_operator(folder, arguments.repo_id, private=arguments.private))
     return 0
 
 
-def _find_folder(name: str) -> Path:
-    """The folder that was named, or the one on the shelf for the task that was."""
+def _find_folder(name: str, prior: str | None) -> Path:
+    """The folder that was named, or the one on the shelf for the task, and prior, that was."""
     if Path(name).is_dir() or name not in TASKS:
+        if prior is not None:
+            raise BadRequest(f"--prior goes with a task of the shelf, and {name} is none: drop it.")
         return Path(name)
-    folders = [entry.folder for entry in shelf() if entry.task == name]
-    if len(folders) != 1:
-        found = ", ".join(map(str, folders)) or "none"
-        raise BadRequest(f"The shelf has {len(folders)} operators for {name} ({found}): name one.")
-    return folders[0]
+    entries = [entry for entry in shelf() if entry.task == name]
+    found = [entry for entry in entries if prior in (None, entry.prior)]
+    if len(found) == 1:
+        return found[0].folder
+    wanted = name if prior is None else f"{name} on {prior}"
+    choices = ", ".join(f"{entry.folder} for --prior {entry.prior}" for entry in entries)
+    raise BadRequest(
+        f"The shelf has {len(found)} operators for {wanted} ({choices or 'none for any prior'}): "
+        "choose one with --prior NAME, or name its folder."
+    )
 
 
 def _pull(arguments: argparse.Namespace) -> int:
@@ -135,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     push = actions.add_parser("push", help="publish an operator in one commit")
     push.add_argument("operator", metavar="FOLDER_OR_TASK")
     push.add_argument("--repo_id", required=True, metavar="ORG/NAME")
+    push.add_argument("--prior", metavar="NAME", help="whose operator for the task of the shelf")
     push.add_argument("--private", action="store_true", help="create the repository private")
     push.set_defaults(run=_push)
 

@@ -8,15 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import yaml  # what huggingface_hub reads cards with
-from huggingface_hub import (
-    CacheNotFound,
-    HfApi,
-    constants,
-    hf_hub_download,
-    metadata_load,
-    scan_cache_dir,
-)
+from huggingface_hub import CacheNotFound, HfApi, constants, hf_hub_download, scan_cache_dir
 
 from operators.catalog import SHELF, shelf
 from operators.download_record import recorded_commit
@@ -25,6 +17,7 @@ from operators.latent import OperatorConfig, read_config
 from operators.pretrained import CONFIG_NAME, WEIGHTS_NAME, download_errors
 from silo.hub import CARD_NAME, OPERATOR_FILES
 from silo.hub_commit import retried
+from silo.model_card import read_license
 
 
 @dataclass(frozen=True)
@@ -117,17 +110,9 @@ def _listed(
 ) -> ListedOperator:
     files = [path for path in (folder / each for each in OPERATOR_FILES) if path.is_file()]
     size = sum(path.stat().st_size for path in files)
-    return _describe(source, name, commit, read_config(folder), size, _license(folder / CARD_NAME))
-
-
-def _license(card: Path) -> str | None:
-    """The licence in a card's front matter; a card is text by anybody, and may have none."""
-    try:
-        metadata = metadata_load(card) if card.is_file() else None
-    except (yaml.YAMLError, ValueError):
-        return None
-    license = None if metadata is None else metadata.get("license")
-    return license if isinstance(license, str) else None
+    return _describe(
+        source, name, commit, read_config(folder), size, read_license(folder / CARD_NAME)
+    )
 
 
 def _describe(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -36,7 +37,7 @@ from silo.example_picture import write_example
 from silo.hub import CARD_NAME, EXAMPLE_NAME, push_operator
 from silo.hub_dataset import HubDataset, fetch_dataset
 from silo.latent_cache import LatentCache, LatentPairs
-from silo.model_card import render_operator_card
+from silo.model_card import NO_LICENSE, render_operator_card
 from silo.operator_presets import PRESETS, OperatorTraining, build_operator
 from silo.own_degradation import check_degradation, load_degradation
 from silo.prior import LatentPrior, PromptEmbedding
@@ -84,6 +85,8 @@ def main(argv: list[str] | None = None) -> int:
             ).train()
         if arguments.push_to_hub and processes.is_main:
             print(push_operator(folder, arguments.hub_model_id))
+            if arguments.license is None:
+                print(NO_LICENSE, file=sys.stderr)
     processes.leave()
     return 0
 
@@ -257,6 +260,8 @@ class _Run:
         }
         if self.source is not None:
             operator.metadata["source"] = self.source
+        if self.arguments.license is not None:
+            operator.metadata["license"] = self.arguments.license
         if self.arguments.latent_space is not None:
             operator.metadata["trained_through"] = Path(self.prior.name).name
         return operator
@@ -452,14 +457,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--report_to", metavar="TRACKER", help="tensorboard, wandb or another of accelerate's")
     add("--push_to_hub", action="store_true", help="publish the operator when it is trained")
     add("--hub_model_id", metavar="ORG/NAME", help="its repository")
+    add("--license", metavar="ID", help="of the operator, for its card, such as cc-by-4.0")
     add("--seed", type=int)
     add("--device", default="auto", help="auto, cuda, mps or cpu")
     return parser
 
 
 if __name__ == "__main__":
-    import sys
-
     from silo.__main__ import main as run_command
 
     raise SystemExit(run_command(["train-operator", *sys.argv[1:]]))

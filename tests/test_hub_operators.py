@@ -24,7 +24,7 @@ from silo import hub
 from silo.__main__ import main
 from silo.errors import BadRequest, HubUnavailable, PushRefused
 from silo.hub_commit import commit_files
-from silo.model_card import base_model_of, render_operator_card
+from silo.model_card import NO_LICENSE, base_model_of, render_operator_card
 from silo.operator_listing import on_shelf
 from silo.operator_presets import OperatorTraining
 from silo.prior import LatentPrior
@@ -61,6 +61,7 @@ def _train_a_little(seed: int) -> CompactCNN:
         "noise_range": [0.0, 0.05],
         "errors": {"l1": round(error.item(), 4), "l1_identity": 0.4, "rmse": 0.25},
         "results": {},
+        "license": "cc-by-sa-4.0",
         "training": {
             **asdict(OperatorTraining(resolution=64, pictures=4, steps=20, batch=4, seed=seed)),
             "preset": "fast",
@@ -167,6 +168,16 @@ def test_the_card_tells_the_hub_what_it_reads(trained: Path) -> None:
     assert measured == {"l1": operator.metadata["errors"]["l1"], "rmse": 0.25}
     assert "0.4" in result["metrics"][0]["name"]  # what the identity reaches
     assert "datasets" not in front
+    operator.metadata["results"] = {"pictures": 4, "steps": 25}
+    operator.metadata["results"] |= {"psnr": 22.5, "psnr_measurement": 20.25}
+    operator.metadata["results"] |= {"lpips": 0.2, "lpips_measurement": 0.4}
+    front = yaml.safe_load(render_operator_card(operator).split("---\n")[1])
+    (result,) = front["model-index"][0]["results"]
+    restored = {metric["type"]: metric for metric in result["metrics"]}
+    assert list(restored) == front["metrics"] == ["l1", "rmse", "psnr", "lpips"]
+    assert (restored["psnr"]["value"], restored["lpips"]["value"]) == (22.5, 0.2)
+    assert "(the measurement: 0.4)" in restored["lpips"]["name"]
+    assert "4 pictures restored in 25 steps" in restored["psnr"]["name"]
     operator.metadata["prior"] = "tiny"
     operator.metadata["training"] |= {"dataset_name": "lab/photos", "dataset_revision": "a" * 40}
     card = render_operator_card(operator)
@@ -349,6 +360,32 @@ def test_a_card_without_a_licence_is_listed(trained: Path) -> None:
         assert [row.license for row in on_shelf(trained.parent)] == [None]
     (trained / "README.md").unlink()
     assert [row.license for row in on_shelf(trained.parent)] == [None]
+
+
+def test_nobody_elses_work_is_licensed_unasked(
+    local_hub: Hub, trained: Path, shelf_folder: Path, capfd
+) -> None:
+    operator = LatentOperator.from_pretrained(trained)
+    del operator.metadata["license"]
+    folder = shelf_folder / "mine"
+    operator.save_pretrained(folder)
+    card = folder / "README.md"
+    card.write_text(render_operator_card(operator))
+    push = ["operators", "push", str(folder), "--repo_id", NAME]
+    assert main(push) == 0
+    assert capfd.readouterr().err.splitlines()[-1] == NO_LICENSE
+    assert "license:" not in card.read_text()
+    before = yaml.safe_load(card.read_text().split("---\n")[1])
+    body = card.read_text().split("---\n", 2)[2]
+    assert main([*push, "--license", "cc-by-4.0"]) == 0
+    assert NO_LICENSE not in capfd.readouterr().err
+    pushed = local_hub.repositories[f"models/{NAME}"].files["README.md"].content.decode()
+    assert pushed == card.read_text() and pushed.split("---\n", 2)[2] == body
+    assert yaml.safe_load(pushed.split("---\n")[1]) == before | {"license": "cc-by-4.0"}
+    assert [row.license for row in on_shelf(shelf_folder)] == ["cc-by-4.0"]
+    card.write_text("---\nlicense: [\n---\n")
+    assert main([*push, "--license", "mit"]) == 2
+    assert "cannot take the licence mit" in capfd.readouterr().err
 
 
 def test_nothing_leaves_that_does_not_load_or_may_not_be_published(

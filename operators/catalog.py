@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +116,20 @@ def _warn_once(message: str) -> None:
     logging.getLogger(__name__).warning(message)
 
 
+def published_prior_name(prior: str) -> str:
+    """What operators call the prior that is loaded by the name `prior`.
+
+    The same, but for a folder its own name: its path is nobody else's business. What `train-prior`
+    writes, OUT/pipeline, is called OUT.
+    """
+    folder = Path(os.path.abspath(prior))
+    if not folder.is_dir():
+        return prior
+    if folder.name == "pipeline" and folder.parent.name:
+        return folder.parent.name
+    return folder.name
+
+
 def find_operator(
     task: str,
     prior: str,
@@ -124,22 +139,26 @@ def find_operator(
 ) -> Path:
     """The operator on the shelf for `task` in the latent space of `prior`, of any architecture.
 
+    A prior in a folder is known by the folder's name alone, as `published_prior_name` says.
+
     Of several, one for this very prior goes before a shared one, and one that the user downloaded
     before one that came with the repository.
 
     Raises:
         OperatorNotFound: there is none; the message says how to get one.
     """
-    fitting = []
+    fitting, known_as = [], published_prior_name(prior)
     for entry in shelf(folder):
         if architecture not in (None, entry.architecture):
             continue
         reads_latent_alone = not architectures()[entry.architecture].needs_features
         shared = latent_channels == SD_LATENT_CHANNELS and reads_latent_alone
-        if entry.task == task and entry.prior in ({prior, SD_PRIOR} if shared else {prior}):
+        if entry.task == task and entry.prior in ({known_as, SD_PRIOR} if shared else {known_as}):
             fitting.append(entry)
     if fitting:
-        best = min(fitting, key=lambda each: (each.prior != prior, not read_records(each.folder)))
+        best = min(
+            fitting, key=lambda each: (each.prior != known_as, not read_records(each.folder))
+        )
         return best.folder
     kind = "" if architecture is None else f" {architecture}"
     raise OperatorNotFound(

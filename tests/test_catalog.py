@@ -2,7 +2,14 @@ from pathlib import Path
 
 import pytest
 
-from operators.catalog import SD_PRIOR, TASKS, find_operator, get_task, shelf
+from operators.catalog import (
+    SD_PRIOR,
+    TASKS,
+    find_operator,
+    get_task,
+    published_prior_name,
+    shelf,
+)
 from operators.convolutional import CompactCNN
 from operators.errors import OperatorError, OperatorNotFound
 from operators.readout import ReadoutOperator
@@ -44,6 +51,24 @@ def test_the_operator_for_a_prior_is_found_by_what_it_was_trained_for(tmp_path: 
         find_operator("jpeg_q10", "tiny", 8, tmp_path, "readout")
     with pytest.raises(OperatorNotFound, match="train-operator --task jpeg_q10"):
         find_operator("jpeg_q10", "my-prior", 8, tmp_path)
+
+
+def test_a_prior_in_a_folder_is_known_by_the_folders_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prior = tmp_path / "mine" / "pipeline"  # as train-prior lays it out
+    prior.mkdir(parents=True)
+    monkeypatch.chdir(prior)
+    for name in (str(prior), f"{prior}/", "."):
+        assert published_prior_name(name) == "mine"
+    assert published_prior_name("..") == "mine"
+    for name in ("tiny", "owner/name@main", "/no/such/folder"):
+        assert published_prior_name(name) == name
+    _put(tmp_path / "shelf", "a", task="jpeg_q10", prior="mine")
+    _put(tmp_path / "shelf", "b", task="jpeg_q10", prior=SD_PRIOR)
+    assert find_operator("jpeg_q10", ".", 4, tmp_path / "shelf") == tmp_path / "shelf" / "a"
+    with pytest.raises(OperatorNotFound, match="on the prior '/other'"):
+        find_operator("jpeg_q10", "/other", 8, tmp_path / "shelf")
 
 
 def test_a_wrong_folder_is_named_once_and_costs_no_other(

@@ -96,7 +96,7 @@ class Hub:
 
     Attributes:
         url: what to set HF_ENDPOINT to.
-        tokens: the namespaces each token may write to.
+        tokens: the user and organizations of each token, which may write there but for hf_reader.
         repositories: by "models/owner/name", "datasets/..." or "spaces/...".
         collections: the model ids of each collection, by its slug.
         hardware: what was requested for each Space.
@@ -104,7 +104,11 @@ class Hub:
     """
 
     def __init__(self) -> None:
-        self.tokens = {"hf_writer": ["ada", "lab"], "hf_stranger": ["eve"]}
+        self.tokens = {
+            "hf_writer": ["ada", "lab"],
+            "hf_reader": ["ada", "lab"],
+            "hf_stranger": ["eve"],
+        }
         self.repositories: dict[str, Repository] = {}
         self.collections: dict[str, list[str]] = {}
         self.hardware: dict[str, str] = {}
@@ -224,9 +228,13 @@ class Handler(BaseHTTPRequestHandler):
 
     # Who asks, and for what
 
+    @property
+    def token(self) -> str:
+        return self.headers.get("Authorization", "").removeprefix("Bearer ")
+
     def namespaces(self) -> list[str] | None:
-        """Where the token may write; None without a token."""
-        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        """The user and organizations of the token; None without a token."""
+        token = self.token
         if token and token not in self.hub.tokens:
             raise Refusal(401, "Invalid credentials in Authorization header")
         return self.hub.tokens[token] if token else None
@@ -235,7 +243,7 @@ class Handler(BaseHTTPRequestHandler):
         namespaces = self.namespaces()
         if namespaces is None:
             raise Refusal(401, "Invalid username or password.")
-        if repo_id.split("/")[0] not in namespaces:
+        if repo_id.split("/")[0] not in namespaces or self.token == "hf_reader":
             raise Refusal(403, f"You have no rights to write to {repo_id}")
 
     def repository(self, kind: str, repo_id: str, *, write: bool = False) -> Repository:
@@ -246,6 +254,19 @@ class Handler(BaseHTTPRequestHandler):
         if write:
             self.may_write(repo_id)
         return found
+
+    def who_am_i(self, body: bytes) -> Any:
+        namespaces = self.namespaces()
+        if namespaces is None:
+            raise Refusal(401, "Invalid username or password.")
+        name, *organizations = namespaces
+        role = "read" if self.token == "hf_reader" else "write"
+        orgs = [{"name": each, "roleInOrg": "write"} for each in organizations]
+        return {"name": name, "orgs": orgs, "auth": {"accessToken": {"role": role}}}
+
+    def auth_check(self, body: bytes, kind: str, repo_id: str) -> Any:
+        self.repository(kind, repo_id, write=True)
+        return {}
 
     # Repositories
 
@@ -421,6 +442,8 @@ def _routes() -> list[tuple[tuple[str, ...], re.Pattern[str], str]]:
         (post, "/api/validate-yaml", "validate_yaml"),
         (get, r"/api/collections/(?P<slug>.+)", "collection"),
         (post, rf"/api/spaces/{repo_id}/hardware", "request_hardware"),
+        (get, "/api/whoami-v2", "who_am_i"),
+        (get, rf"{api}/auth-check/write", "auth_check"),
         (get, api, "info"),
         (get, rf"{api}/revision/{revision}", "info"),
         (get, rf"{api}/commits/main", "commits"),

@@ -1,7 +1,8 @@
 """A Hugging Face Hub on the loopback interface, for the unmodified client and `hf` command.
 
 It keeps repositories in memory, takes pushes (regular files and git-LFS, not Xet), and can be told
-to fail: `Hub.disturb` runs a function before chosen requests, `Hub.corrupt` garbles a download.
+to fail: `Hub.disturb` runs a function before chosen requests, `Hub.corrupt` garbles a download,
+`Hub.cut` breaks it off.
 """
 
 from __future__ import annotations
@@ -115,6 +116,7 @@ class Hub:
         self.requests: list[str] = []
         self.lfs: dict[str, bytes] = {}
         self.corrupted: set[str] = set()
+        self.cut_off: set[str] = set()
         self.lock = threading.RLock()
         self._disturbances: list[tuple[re.Pattern[str], Callable[[], None], int]] = []
         handler = type("BoundHandler", (Handler,), {"hub": self})
@@ -137,6 +139,10 @@ class Hub:
     def corrupt(self, path: str) -> None:
         """Send other bytes of the same number whenever the file `path` is downloaded."""
         self.corrupted.add(path)
+
+    def cut(self, path: str) -> None:
+        """Break the connection in the middle of the file `path` whenever it is downloaded."""
+        self.cut_off.add(path)
 
     def create(self, key: str, private: bool = False, **created_with: Any) -> Repository:
         kind, repo_id = key.split("/", 1)
@@ -420,6 +426,9 @@ class Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": sha, "ETag": f'"{file.oid}"'}
         if file.large:
             headers |= {"X-Linked-ETag": f'"{file.oid}"', "X-Linked-Size": str(len(content))}
+        if path in self.hub.cut_off:
+            headers["Content-Length"] = str(len(content))
+            content, self.close_connection = content[: len(content) // 2], True
         return 200, content, headers
 
 

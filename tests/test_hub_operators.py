@@ -269,6 +269,43 @@ def test_pull_does_not_replace_another_repositorys_operator(
     assert main(["operators", "pull", "lab/den"]) == 0
 
 
+@pytest.mark.parametrize(
+    "place",
+    [
+        "GET /api/models/lab/sr4",  # which commit it is
+        "GET /api/models/lab/sr4/revision/.*",  # whether it is one of this repository
+        "HEAD .*/config.json",
+        "GET .*/model.safetensors",
+        "cut model.safetensors",
+        "cut README.md",
+    ],
+)
+def test_a_pull_that_fails_leaves_what_was_there(
+    local_hub: Hub,
+    trained: Path,
+    shelf_folder: Path,
+    tmp_path: Path,
+    no_waiting: list[float],
+    capfd,
+    place: str,
+) -> None:
+    first = hub.push_operator(trained, NAME).rpartition("/")[2]
+    folder = shelf_folder / "sr4"
+    hub.pull_operator(NAME, folder)
+    hub.push_operator(_save(tmp_path / "better", seed=1), NAME)
+    before = _files(folder)
+    if place.startswith("cut "):
+        local_hub.cut(place.removeprefix("cut "))
+    else:
+        local_hub.disturb(place, fail(503), times=100)
+    capfd.readouterr()
+    assert main(["operators", "pull", NAME]) == 2
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert "'lab/sr4'" in error and "check the network" in error
+    assert _files(folder) == before and recorded_commit(folder) == first
+    assert [path.name for path in shelf_folder.iterdir()] == ["sr4"]
+
+
 def test_a_damaged_download_is_thrown_away(
     local_hub: Hub, trained: Path, shelf_folder: Path, capfd
 ) -> None:

@@ -217,13 +217,7 @@ def pull_operator(repo_id: str, folder: Path, *, revision: str | None = None) ->
             or another repository's operator.
         HubUnavailable: the Hub is out of reach.
     """
-    own = [*changed_files(folder), *files_without_record(folder)]
-    if own or folder.is_file():
-        names = enumerate_names(own or [folder.name])
-        raise BadRequest(
-            f"{folder} would be replaced, but not all of it is from the Hub ({names}): move that "
-            "away, or pull into another --local_dir"
-        )
+    _check_all_from_hub(folder)
     require_online(f"pull {repo_id}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Deeper than the shelf looks, and on the same disk, so that renaming is all that is left to do.
@@ -240,9 +234,21 @@ def pull_operator(repo_id: str, folder: Path, *, revision: str | None = None) ->
             )
         verify_operator(arrived)
         if folder.exists():
+            _check_all_from_hub(folder)  # still: the download took its time
             folder.rename(Path(aside) / "replaced")
         arrived.rename(folder)
     return str(commit)
+
+
+def _check_all_from_hub(folder: Path) -> None:
+    """Raise BadRequest if replacing `folder` would lose something that is only there."""
+    own = [*changed_files(folder), *files_without_record(folder)]
+    if own or folder.is_file():
+        names = enumerate_names(own or [folder.name])
+        raise BadRequest(
+            f"{folder} would be replaced, but not all of it is from the Hub ({names}): move that "
+            "away, or pull into another --local_dir"
+        )
 
 
 def _check_same_repository(repo_id: str, folder: Path) -> None:

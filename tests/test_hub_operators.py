@@ -243,6 +243,15 @@ def test_pull_deletes_nothing_of_the_users(
         assert mine.read_text() == "mine"
         mine.unlink()
         assert _files(folder) == before
+    late = folder / "written_meanwhile.txt"
+
+    def somebody_writes() -> None:
+        late.write_text("mine")
+
+    local_hub.disturb("GET .*/model.safetensors", somebody_writes)
+    assert main(["operators", "pull", NAME]) == 2
+    assert late.read_text() == "mine"
+    late.unlink()
     assert main(["operators", "pull", NAME]) == 0
     assert _files(folder) == _files(tmp_path / "better")
     mine = shelf_folder / "mine.txt"

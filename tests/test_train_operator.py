@@ -117,14 +117,14 @@ def test_the_pictures_may_come_from_the_hub(
 def test_a_trained_operator_is_pushed_and_arrives_elsewhere(
     options: list[str], tiny_prior_folder: Path, tmp_path: Path, local_hub: Hub, capfd
 ) -> None:
-    push = ["--push_to_hub", "--hub_model_id", "lab/x"]
-    more = ["--max_train_steps", "1", "--num_validation_images", "1"]
-    assert _train(*options, *push, *more) == 0
+    push = ["--push_to_hub", "--hub_model_id", "lab/x", "--max_train_steps", "1"]
+    assert _train(*options, *push) == 0
     said = capfd.readouterr()
     repository = local_hub.repositories["models/lab/x"]
     assert said.out.splitlines()[-1] == f"{local_hub.url}/lab/x/commit/{repository.head}"
     assert said.err.splitlines()[-1] == NO_LICENSE
-    assert _train(*options, *push, *more, "--license", "mit") == 0  # nothing is trained again
+    more = ["--license", "mit", "--num_validation_images", "1"]
+    assert _train(*options, *push, *more) == 0  # nothing is trained again
     assert NO_LICENSE not in capfd.readouterr().err
     trained = tmp_path / "out" / "super_resolution_x4"
     arrived = tmp_path / "shelf" / "x"

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from operators.catalog import TASKS, Task, get_task, own_task
+from operators.catalog import TASKS, Task, get_task, own_task, published_prior_name
 from operators.latent import LatentOperator
 from silo.allocation import keep_freed_memory
 from silo.checkpoints import sync
@@ -33,10 +34,11 @@ from silo.data import PhotoFile, list_photos
 from silo.devices import pick_device, pick_dtype
 from silo.errors import BadCheckpoint, BadRequest
 from silo.example_picture import write_example
-from silo.hub import CARD_NAME, EXAMPLE_NAME, push_operator
+from silo.hub import CARD_NAME, EXAMPLE_NAME, push_operator, require_online
+from silo.hub_commit import check_rights
 from silo.hub_dataset import HubDataset, fetch_dataset
 from silo.latent_cache import LatentCache, LatentPairs
-from silo.model_card import render_operator_card
+from silo.model_card import NO_LICENSE, render_operator_card
 from silo.operator_presets import PRESETS, OperatorTraining, build_operator
 from silo.own_degradation import check_degradation, load_degradation
 from silo.prior import LatentPrior, PromptEmbedding
@@ -64,6 +66,9 @@ def main(argv: list[str] | None = None) -> int:
         raise BadRequest("--push_to_hub publishes one operator: name one --task.")
     if arguments.report_to is not None:
         check_tracker(arguments.report_to)
+    if arguments.push_to_hub:
+        require_online(f"push to {arguments.hub_model_id}")
+        check_rights(arguments.hub_model_id)
     dataset = fetch_dataset(arguments.dataset_name) if arguments.dataset_name else None
     keep_freed_memory()
     device = pick_device(arguments.device)
@@ -84,6 +89,8 @@ def main(argv: list[str] | None = None) -> int:
             ).train()
         if arguments.push_to_hub and processes.is_main:
             print(push_operator(folder, arguments.hub_model_id))
+            if arguments.license is None:
+                print(NO_LICENSE, file=sys.stderr)
     processes.leave()
     return 0
 
@@ -242,7 +249,7 @@ class _Run:
         operator.metadata = {
             "task": self.task.name,
             "degradation": self.task.degradation.to_dict(),
-            "prior": self.arguments.latent_space or self.prior.name,
+            "prior": published_prior_name(self.arguments.latent_space or self.prior.name),
             "rmse": errors["rmse"],
             "eta": self.task.eta if eta is None else eta,
             "noise_range": list(self.settings.noise_range),
@@ -257,8 +264,10 @@ class _Run:
         }
         if self.source is not None:
             operator.metadata["source"] = self.source
+        if self.arguments.license is not None:
+            operator.metadata["license"] = self.arguments.license
         if self.arguments.latent_space is not None:
-            operator.metadata["trained_through"] = Path(self.prior.name).name
+            operator.metadata["trained_through"] = published_prior_name(self.prior.name)
         return operator
 
     def _dataset_record(self) -> dict[str, str]:
@@ -452,14 +461,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--report_to", metavar="TRACKER", help="tensorboard, wandb or another of accelerate's")
     add("--push_to_hub", action="store_true", help="publish the operator when it is trained")
     add("--hub_model_id", metavar="ORG/NAME", help="its repository")
+    add("--license", metavar="ID", help="of the operator, for its card, such as cc-by-4.0")
     add("--seed", type=int)
     add("--device", default="auto", help="auto, cuda, mps or cpu")
     return parser
 
 
 if __name__ == "__main__":
-    import sys
-
     from silo.__main__ import main as run_command
 
     raise SystemExit(run_command(["train-operator", *sys.argv[1:]]))

@@ -138,31 +138,34 @@ class TrainingLoop(Generic[Model]):
         """One optimizer step on the sum of `losses`.
 
         Raises:
-            NumericalError: the loss is not finite; the last checkpoint stays as it is.
+            NumericalError: the loss or its gradient is not finite; the weights and the last
+                checkpoint stay as they are.
         """
         loss = torch.stack(list(losses.values())).sum()
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self._processes is not None:
+            self._average_gradients(self._processes)
+        longest = math.inf if self._gradient_norm is None else self._gradient_norm
+        norm = nn.utils.clip_grad_norm_(self._trained, longest)
         # The processes have to agree on whether to go on: one that left would keep the others
         # waiting for its gradients.
         asked_to_stop = loss.new_tensor(float(self._interruption.signal_number is not None))
-        shared = torch.stack([*(value.detach() for value in losses.values()), asked_to_stop])
+        shared = torch.stack([*(value.detach() for value in losses.values()), norm, asked_to_stop])
         if self._processes is not None:
             self._processes.average_(shared)
-        *values, stopping = shared.tolist()
+        # Read all at once, since a GPU is waited for each time.
+        *values, norm_value, stopping = shared.tolist()
         self._stopping = stopping > 0
-        if not all(math.isfinite(value) for value in values):
+        if not all(math.isfinite(value) for value in (*values, norm_value)):
+            what = "gradient" if all(math.isfinite(value) for value in values) else "loss"
             raise NumericalError(
-                f"the loss is not finite at step {self.step + 1}; the last checkpoint is kept: "
+                f"the {what} is not finite at step {self.step + 1}; the last checkpoint is kept: "
                 "resume with a lower learning rate."
             )
         factor = 1.0 if self._schedule == "constant" else warmup_cosine(self.step, self._steps)
         for group in self._optimizer.param_groups:
             group["lr"] = self._learning_rate * factor
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if self._processes is not None:
-            self._average_gradients(self._processes)
-        if self._gradient_norm is not None:
-            nn.utils.clip_grad_norm_(self._trained, self._gradient_norm)
         self._optimizer.step()
         checkpoints.update_average(self.average, self.model, self.step, self._decay)
         for name, value in zip(losses, values, strict=True):

@@ -136,6 +136,35 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_state_kept(tmp_path:
     assert torch.equal(run(2, poison=False).model.weight, good)
 
 
+@pytest.mark.parametrize("gradient_norm", [1.0, None])
+def test_a_gradient_that_is_not_finite_stops_before_it_reaches_the_weights(
+    tmp_path: Path, gradient_norm: float | None
+) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(2, 1)
+    loop = TrainingLoop(
+        model,
+        tmp_path,
+        steps=2,
+        learning_rate=0.1,
+        decay=0.9,
+        seed=0,
+        checkpointing_steps=1,
+        gradient_norm=gradient_norm,
+    )
+    good = None
+    with pytest.raises(NumericalError, match="gradient is not finite at step 2"):
+        for _ in loop:
+            if good is None:
+                loop.update({"loss": model(torch.ones(1, 2)).square().mean()})
+                good = model.weight.clone()
+            else:  # 0, whose square root has no slope
+                loop.update({"loss": (0 * model(torch.ones(1, 2))).square().mean().sqrt()})
+    assert good is not None and torch.equal(model.weight, good)
+    step, kept = checkpoints.latest(tmp_path) or (0, {})
+    assert step == 1 and torch.equal(kept["model.weight"], good)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     data = tmp_path / "photos"

@@ -17,10 +17,12 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -41,6 +43,7 @@ from silo.training_pictures import TrainingPictures
 FORMAT = 1
 SHARD = 64  # pictures
 ENCODED_AT_ONCE = 8
+LEFT_SECONDS = 3600  # writing a shard takes seconds
 _MEASUREMENT_STREAM = 1 << 40  # far above what the crops are drawn from
 
 Item = TypeVar("Item")
@@ -72,7 +75,7 @@ class LatentPairs:
 
 
 class LatentCache:
-    """Pairs (E(x), E(A(x) + n)) on disk: `draws` of them for each picture.
+    """Pairs (E(x), E(A(x) + n)) on disk: `draws` of them for each picture, once `encode` has run.
 
     Attributes:
         key: the hash of everything that the pairs depend on.
@@ -94,7 +97,7 @@ class LatentCache:
         draws: int,
         processes: Processes,
     ) -> None:
-        """Open the cache in `folder`, encoding first what it lacks, shared among the processes.
+        """Say what the cache in `folder` is to hold; nothing is read or written yet.
 
         Args:
             folder: of all caches; each has a folder of its own inside.
@@ -105,29 +108,34 @@ class LatentCache:
             noise_range: (low, high) of the noise levels, in [0, 1] units.
             draws: measurements of each picture, each with its own noise (and mask).
             processes: those that train together.
-
-        Raises:
-            Stopped: a signal asked to stop; complete shards are kept.
         """
-        started = time.monotonic()
-        self.side, self._count, self.draws = pictures.resolution, len(pictures), draws
-        self._has_mask, self.encoded = degradation.needs_mask, 0
-        clean = {
+        self.side, self.draws = pictures.resolution, draws
+        self.seconds, self.encoded = 0.0, 0
+        self._prior, self._pictures, self._degradation = prior, pictures, degradation
+        self._noise_range, self._processes = noise_range, processes
+        self._described_clean = {
             "format": FORMAT,
             "autoencoder": prior.autoencoder_hash(),
             **pictures.describe(),
         }
-        measured = {
-            **clean,
+        self._described_measured = {
+            **self._described_clean,
             # The noise level is what `noise_range` says; that of the description is for restoring.
             "degradation": replace(degradation, noise_sigma=0.0).to_dict(),
             "noise_range": list(noise_range),
             "draws": draws,
         }
-        self.key = _key(measured)
-        clean_folder = folder / f"clean-{_key(clean)[:16]}"
-        measured_folder = folder / f"{name}-{self.key[:16]}"
+        self.key = _key(self._described_measured)
+        self._clean = _Shards(folder / f"clean-{_key(self._described_clean)[:16]}")
+        self._measured = _Shards(folder / f"{name}-{self.key[:16]}")
 
+    def encode(self) -> None:
+        """Encode what the cache lacks, shared among the processes.
+
+        Raises:
+            Stopped: a signal asked to stop; complete shards are kept.
+        """
+        started = time.monotonic()
         with signals_postponed() as interruption, torch.no_grad():
 
             def encode(images: Tensor) -> Tensor:
@@ -137,31 +145,61 @@ class LatentCache:
                         interruption.signal_number,
                     )
                 self.encoded += len(images)
-                return prior.encode(images).half().cpu().contiguous()
+                return self._prior.encode(images).half().cpu().contiguous()
 
-            make = partial(_clean_shard, pictures, encode=encode)
-            _fill(clean_folder, clean, len(pictures), make, processes)
+            make = partial(_clean_shard, self._pictures, encode=encode)
+            self._fill(self._clean.folder, self._described_clean, make)
             make = partial(
-                _measured_shard, pictures, degradation, noise_range, draws, encode=encode
+                _measured_shard,
+                self._pictures,
+                self._degradation,
+                self._noise_range,
+                self.draws,
+                encode=encode,
             )
-            _fill(measured_folder, measured, len(pictures), make, processes)
+            self._fill(self._measured.folder, self._described_measured, make)
         self.seconds = time.monotonic() - started if self.encoded else 0.0
-        self._clean, self._measured = _Shards(clean_folder), _Shards(measured_folder)
 
     def __len__(self) -> int:
         """How many pairs there are: pictures times draws."""
-        return self._count * self.draws
+        return len(self._pictures) * self.draws
 
     def pairs(self, picks: Tensor) -> LatentPairs:
         """The pairs of the numbers `picks` (B,), from 0 to len - 1, as float32."""
+        has_mask = self._degradation.needs_mask
         examples = [divmod(pick, self.draws) for pick in picks.tolist()]
         clean = torch.stack([self._clean.row("clean", i) for i, _ in examples])
         rows = {
             key: torch.stack([self._measured.row(key, i)[draw] for i, draw in examples])
-            for key in ("measured", "noise_sigma", *(("mask",) if self._has_mask else ()))
+            for key in ("measured", "noise_sigma", *(("mask",) if has_mask else ()))
         }
-        mask = _unpack(rows["mask"], self.side) if self._has_mask else None
+        mask = _unpack(rows["mask"], self.side) if has_mask else None
         return LatentPairs(clean.float(), rows["measured"].float(), rows["noise_sigma"], mask)
+
+    def _fill(
+        self, folder: Path, description: dict[str, Any], make: Callable[[range], dict[str, Tensor]]
+    ) -> None:
+        """Write the shards that `folder` lacks, those of this process's number."""
+        folder.mkdir(parents=True, exist_ok=True)
+        processes, count = self._processes, len(self._pictures)
+        if processes.is_main:
+            (folder / "cache.json").write_text(json.dumps(description, indent=1))
+            _remove_left(folder)
+        shards = [range(first, min(first + SHARD, count)) for first in range(0, count, SHARD)]
+        own = range(processes.rank, len(shards), processes.count)
+        missing = [number for number in own if not _is_complete(_shard(folder, number))]
+        for number in tqdm(missing, desc=f"encoding {folder.name}", unit="shard"):
+            path = _shard(folder, number)
+            if _is_complete(path):  # by another run, in the meantime
+                continue
+            tensors = make(shards[number])
+            # Runs that share the cache may write the same shard, each under a name of its own.
+            aside = path.with_suffix(f".{uuid4().hex}.partial")
+            save_file(tensors, aside)
+            sync(aside)
+            os.replace(aside, path)
+            sync(folder)
+        processes.wait()
 
 
 def _clean_shard(
@@ -258,28 +296,12 @@ def _ahead(items: Iterable[Item], prepare: Callable[[Item], Prepared]) -> Iterat
             yield coming.result()
 
 
-def _fill(
-    folder: Path,
-    description: dict[str, Any],
-    count: int,
-    make: Callable[[range], dict[str, Tensor]],
-    processes: Processes,
-) -> None:
-    """Write the shards that `folder` lacks, those of this process's number."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if processes.is_main:
-        (folder / "cache.json").write_text(json.dumps(description, indent=1))
-    shards = [range(first, min(first + SHARD, count)) for first in range(0, count, SHARD)]
-    own = [number for number in range(len(shards)) if number % processes.count == processes.rank]
-    missing = [number for number in own if not _is_complete(_shard(folder, number))]
-    for number in tqdm(missing, desc=f"encoding {folder.name}", unit="shard"):
-        tensors = make(shards[number])
-        aside = _shard(folder, number).with_suffix(".partial")
-        save_file(tensors, aside)
-        sync(aside)
-        os.replace(aside, _shard(folder, number))
-        sync(folder)
-    processes.wait()
+def _remove_left(folder: Path) -> None:
+    """Remove what runs that were killed have left; what is young, a run may be writing."""
+    for path in folder.glob("*.partial"):
+        with suppress(FileNotFoundError):  # another run has removed or renamed it
+            if time.time() - path.stat().st_mtime > LEFT_SECONDS:
+                path.unlink()
 
 
 def _shard(folder: Path, number: int) -> Path:
@@ -300,11 +322,11 @@ class _Shards:
     """Rows of the tensors in a folder of shards, read when asked for."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._open: dict[int, Any] = {}
 
     def row(self, name: str, index: int) -> Tensor:
         number, row = divmod(index, SHARD)
         if number not in self._open:
-            self._open[number] = safe_open(_shard(self._folder, number), "pt").__enter__()
+            self._open[number] = safe_open(_shard(self.folder, number), "pt").__enter__()
         return self._open[number].get_slice(name)[row]

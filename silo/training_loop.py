@@ -44,7 +44,7 @@ class TrainingLoop(Generic[Model]):
         average: the exponential moving average of its weights: the result.
         log: the losses.
         step: how many steps are done.
-        seconds: that this process has spent in steps, what the caller does there included.
+        seconds: that this process has spent in steps, each from its generator to its update.
     """
 
     def __init__(
@@ -97,6 +97,7 @@ class TrainingLoop(Generic[Model]):
         self._processes, self._report = processes, report
         self._is_main = processes is None or processes.is_main
         self.step, self.seconds = 0, 0.0
+        self._started = time.monotonic()
         self._sums: dict[str, float] = {}
         self._interruption = Interruption()
         self._stopping = False
@@ -121,10 +122,9 @@ class TrainingLoop(Generic[Model]):
         )
         with bar, signals_postponed() as self._interruption:
             while self.step < self._steps:
-                started = time.monotonic()
+                self._started = time.monotonic()
                 # From (seed, step) alone: a resumed run repeats an unbroken one.
                 yield torch.Generator().manual_seed(self._seed * 1_000_003 + self.step)
-                self.seconds += time.monotonic() - started
                 if self._is_main:
                     self._keep()
                 bar.update()
@@ -171,6 +171,7 @@ class TrainingLoop(Generic[Model]):
         for name, value in zip(losses, values, strict=True):
             self._sums[name] = self._sums.get(name, 0.0) + value / LOG_EVERY
         self.step += 1
+        self.seconds += time.monotonic() - self._started
 
     def _average_gradients(self, processes: Processes) -> None:
         gradients = [p.grad for p in self._trained if p.grad is not None]

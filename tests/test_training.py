@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -134,6 +135,20 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_state_kept(tmp_path:
     with pytest.raises(NumericalError, match="step 3"):
         run(4, poison=True)
     assert torch.equal(run(2, poison=False).model.weight, good)
+
+
+def test_the_time_of_steps_ends_with_the_update(tmp_path: Path, monkeypatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("silo.training_loop.time", SimpleNamespace(monotonic=lambda: now))
+    model = torch.nn.Linear(2, 1)
+    loop = TrainingLoop(
+        model, tmp_path, steps=3, learning_rate=0.1, decay=0.9, seed=0, checkpointing_steps=9
+    )
+    for _ in loop:
+        now += 2  # latents are read
+        loop.update({"loss": model(torch.ones(1, 2)).square().mean()})
+        now += 100  # a validation
+    assert loop.seconds == 6
 
 
 @pytest.mark.parametrize("gradient_norm", [1.0, None])

@@ -15,8 +15,9 @@ import hashlib
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,6 +33,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from operators.degradation import Degradation
+from operators.function import FUNCTION
 from operators.pixel import measure
 from silo.checkpoints import sync
 from silo.errors import Stopped
@@ -43,6 +45,7 @@ from silo.training_pictures import TrainingPictures
 FORMAT = 1
 SHARD = 64  # pictures
 ENCODED_AT_ONCE = 8
+WORKERS = 4  # threads that read, cut and degrade, in each process
 LEFT_SECONDS = 3600  # writing a shard takes seconds
 _MEASUREMENT_STREAM = 1 << 40  # far above what the crops are drawn from
 
@@ -147,7 +150,8 @@ class LatentCache:
                 self.encoded += len(images)
                 return self._prior.encode(images).half().cpu().contiguous()
 
-            make = partial(_clean_shard, self._pictures, encode=encode)
+            workers = max(1, min(WORKERS, (os.cpu_count() or 1) // self._processes.count))
+            make = partial(_clean_shard, self._pictures, encode=encode, workers=workers)
             self._fill(self._clean.folder, self._described_clean, make)
             make = partial(
                 _measured_shard,
@@ -156,6 +160,8 @@ class LatentCache:
                 self._noise_range,
                 self.draws,
                 encode=encode,
+                # Nobody has promised that a function of one's own can run in several at once.
+                workers=1 if self._degradation.kind == FUNCTION else workers,
             )
             self._fill(self._measured.folder, self._described_measured, make)
         self.seconds = time.monotonic() - started if self.encoded else 0.0
@@ -203,9 +209,9 @@ class LatentCache:
 
 
 def _clean_shard(
-    pictures: TrainingPictures, indices: range, *, encode: Callable[[Tensor], Tensor]
+    pictures: TrainingPictures, indices: range, *, encode: Callable[[Tensor], Tensor], workers: int
 ) -> dict[str, Tensor]:
-    batches = _ahead(_batches(indices), lambda each: _crops(pictures, each))
+    batches = _ahead(_batches(indices), lambda each: _crops(pictures, each), workers)
     return {"clean": torch.cat([encode(images) for images in batches])}
 
 
@@ -217,12 +223,13 @@ def _measured_shard(
     indices: range,
     *,
     encode: Callable[[Tensor], Tensor],
+    workers: int,
 ) -> dict[str, Tensor]:
     def prepare(each: range) -> dict[str, Tensor]:
         return _measurements(pictures, each, degradation, noise_range, draws)
 
     parts: dict[str, list[Tensor]] = {}
-    for batch in _ahead(_batches(indices), prepare):
+    for batch in _ahead(_batches(indices), prepare, workers):
         images = batch.pop("images").flatten(0, 1).split(ENCODED_AT_ONCE)
         latents = torch.cat([encode(some) for some in images])
         batch["measured"] = latents.unflatten(0, (-1, draws))
@@ -283,17 +290,18 @@ def _batches(indices: range) -> list[range]:
     return [indices[i : i + ENCODED_AT_ONCE] for i in range(0, len(indices), ENCODED_AT_ONCE)]
 
 
-def _ahead(items: Iterable[Item], prepare: Callable[[Item], Prepared]) -> Iterator[Prepared]:
-    """`prepare` each item in a thread, one ahead, so that the encoder does not wait for it."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = None
+def _ahead(
+    items: Iterable[Item], prepare: Callable[[Item], Prepared], workers: int
+) -> Iterator[Prepared]:
+    """`prepare` items in threads, as many ahead as there are, so that the encoder never waits."""
+    with ThreadPoolExecutor(workers) as pool:
+        coming: deque[Future[Prepared]] = deque()
         for item in items:
-            following = pool.submit(prepare, item)
-            if coming is not None:
-                yield coming.result()
-            coming = following
-        if coming is not None:
-            yield coming.result()
+            coming.append(pool.submit(prepare, item))
+            if len(coming) > workers:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
 
 
 def _remove_left(folder: Path) -> None:

@@ -20,7 +20,6 @@ from operators.catalog import Task
 from operators.convolutional import PaperCNN
 from operators.latent import LatentOperator
 from silo.checkpoints import sync
-from silo.data import PhotoFile
 from silo.errors import BadCheckpoint, BadRequest, CannotSave
 from silo.example_picture import write_example
 from silo.hub import CARD_NAME, EXAMPLE_NAME
@@ -35,10 +34,9 @@ from silo.processes import Processes
 from silo.tracking import Tracker
 from silo.training_log import TrainingLog
 from silo.training_loop import TrainingLoop
-from silo.training_pictures import Augmentation, TrainingPictures
+from silo.training_pictures import TrainingPictures, spread
 from silo.validation import Restorations, latent_errors
 
-HELD_OUT_PICTURES = 256
 WORKING_FOLDER = ".training"
 RECORD_NAME = "run.json"
 
@@ -50,7 +48,7 @@ class OperatorRun:
     Attributes:
         arguments: of the command line, for what does not decide the operator.
         dataset: where the pictures come from, if from the Hub.
-        photos: the pictures of either side of the split, "train" and "held_out".
+        pictures: the crops of either side of the split, "train" and "held_out".
         prior: in whose latent space it works.
         task: what degrades the pictures.
         source: of the degradation, where it is a Python function.
@@ -61,7 +59,7 @@ class OperatorRun:
 
     arguments: argparse.Namespace
     dataset: HubDataset | None
-    photos: Mapping[str, list[PhotoFile]]
+    pictures: Mapping[str, TrainingPictures]
     prior: LatentPrior
     task: Task
     source: str | None
@@ -74,8 +72,8 @@ class OperatorRun:
         output: Path = self.arguments.output_dir
         self._folder = output / self.task.name
         self._working = output / WORKING_FOLDER / self.task.name
-        self._latents: Path = self.arguments.latent_cache_dir or output / ".latents"
-        self._cache, self._held_out = self._describe("train"), self._describe("held_out")
+        self._latents_folder: Path = self.arguments.latent_cache_dir or output / ".latents"
+        self._cache, self._held_out = self._latents("train"), self._latents("held_out")
 
     def check(self) -> None:
         """Make sure that the run can be done, before hours are spent on it; writes nothing.
@@ -164,24 +162,15 @@ class OperatorRun:
             mask=self.task.degradation.needs_mask,
         )
 
-    def _describe(self, split: str) -> LatentCache:
-        """The pairs of one side of the split; held-out ones are neither blurred nor turned."""
-        settings, files, training = self.settings, self.photos[split], split == "train"
-        pictures = TrainingPictures(
-            tuple(files if training else _spread(files, HELD_OUT_PICTURES)),
-            settings.pictures if training else min(len(files), HELD_OUT_PICTURES),
-            settings.resolution or self.prior.native_size,
-            settings.augmentation if training else Augmentation(),
-            settings.seed,
-        )
+    def _latents(self, split: str) -> LatentCache:
         return LatentCache(
-            self._latents,
+            self._latents_folder,
             self.prior,
-            pictures,
+            self.pictures[split],
             self.task.degradation,
             name=f"{self.task.name}-{split}",
-            noise_range=settings.noise_range,
-            draws=settings.noise_draws if training else 1,
+            noise_range=self.settings.noise_range,
+            draws=self.settings.noise_draws if split == "train" else 1,
             processes=self.processes,
         )
 
@@ -205,7 +194,7 @@ class OperatorRun:
         if self.arguments.num_validation_images:
             folder = self._working / "operator"
             self._described(loop, errors, {}).save_pretrained(folder)
-            files = _spread(self.photos["held_out"], self.arguments.num_validation_images)
+            files = spread(self.pictures["held_out"].files, self.arguments.num_validation_images)
             grid = self.arguments.output_dir / f"{self.task.name}.step_{loop.step:06d}.png"
             grid.parent.mkdir(parents=True, exist_ok=True)
             results = Restorations(prior, self.task, files).run(folder, grid)
@@ -242,7 +231,7 @@ class OperatorRun:
                 "steps": loop.step,  # more than asked for, where a longer run was resumed
                 "mixed_precision": "no" if self.dtype == torch.float32 else "bf16",
                 "preset": self.arguments.preset,
-                "photos": len(self.photos["train"]),
+                "photos": len(self.pictures["train"].files),
                 **self._dataset_record(),
             },
             "errors": {name: round(value, 4) for name, value in errors.items()},
@@ -284,7 +273,7 @@ class OperatorRun:
         """Make the folders, and say whose the checkpoints are."""
         if self.arguments.resume_from_checkpoint == "none":
             shutil.rmtree(self._working, ignore_errors=True)
-        for folder in (self._working, self._latents):
+        for folder in (self._working, self._latents_folder):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -311,9 +300,3 @@ class OperatorRun:
         if self.processes.is_main and loop.step > first:
             samples = (loop.step - first) * self.settings.batch
             print(f"{samples / loop.seconds:.1f} samples/s in training", flush=True)
-
-
-def _spread(files: list[Any], count: int) -> list[Any]:
-    """At most `count` of `files`, evenly spaced, so that every folder has its share."""
-    count = min(count, len(files))
-    return [files[index * len(files) // count] for index in range(count)]

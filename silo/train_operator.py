@@ -21,7 +21,7 @@ import torch
 
 from operators.catalog import TASKS, Task, get_task, own_task
 from silo.allocation import keep_freed_memory
-from silo.data import list_photos
+from silo.data import PhotoFile, list_photos
 from silo.devices import pick_device, pick_dtype
 from silo.errors import BadRequest
 from silo.hub import push_operator
@@ -32,7 +32,9 @@ from silo.own_degradation import load_degradation
 from silo.prior import LatentPrior
 from silo.processes import Processes
 from silo.tracking import check_tracker, tracked
+from silo.training_pictures import Augmentation, TrainingPictures, spread
 
+HELD_OUT_PICTURES = 256
 LOGS_FOLDER = "logs"
 ABOVE_ZERO = (
     "resolution",
@@ -50,8 +52,7 @@ PRECISIONS = {"no": "float32", "bf16": "bfloat16"}
 
 def main(argv: list[str] | None = None) -> int:
     """Train an operator for each task; returns the exit code."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
+    arguments = _parser().parse_args(argv)
     if arguments.push_to_hub and not arguments.hub_model_id:
         raise BadRequest("--push_to_hub needs --hub_model_id ORG/NAME.")
     _check_numbers(arguments)
@@ -72,8 +73,9 @@ def main(argv: list[str] | None = None) -> int:
     prior = LatentPrior.load(arguments.pretrained_model_name_or_path, device=device, dtype=dtype)
     settings = _settings(arguments, prior)
     processes.share(settings.batch)
+    pictures = _pictures(photos, settings)
     runs = [
-        OperatorRun(arguments, dataset, photos, prior, task, source, settings, processes, dtype)
+        OperatorRun(arguments, dataset, pictures, prior, task, source, settings, processes, dtype)
         for task in tasks
     ]
     for run in runs:  # all of them, before the first one begins
@@ -149,6 +151,24 @@ def _settings(arguments: argparse.Namespace, prior: LatentPrior) -> OperatorTrai
     if given["resolution"] % prior.size_multiple:
         raise BadRequest(f"--resolution must be a multiple of {prior.size_multiple}.")
     return settings
+
+
+def _pictures(
+    photos: dict[str, list[PhotoFile]], settings: OperatorTraining
+) -> dict[str, TrainingPictures]:
+    """The crops of either side of the split; held-out ones are neither blurred nor turned."""
+    assert settings.resolution is not None, "the prior has a native size"
+    held_out = spread(photos["held_out"], HELD_OUT_PICTURES)
+    plain = TrainingPictures(
+        tuple(held_out), len(held_out), settings.resolution, Augmentation(), settings.seed
+    )
+    train = replace(
+        plain,
+        files=tuple(photos["train"]),
+        count=settings.pictures,
+        augmentation=settings.augmentation,
+    )
+    return {"train": train, "held_out": plain}
 
 
 def _parser() -> argparse.ArgumentParser:

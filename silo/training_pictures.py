@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -110,3 +111,9 @@ class TrainingPictures:
             digest.update(each.read(0, END))
             digest.update(each.read(max(END, each.size - END), END))
         return digest.hexdigest()
+
+
+def spread(files: Sequence[PhotoFile], count: int) -> list[PhotoFile]:
+    """At most `count` of `files`, evenly spaced, so that every folder has its share."""
+    count = min(count, len(files))
+    return [files[index * len(files) // count] for index in range(count)]

@@ -1,5 +1,6 @@
 import os
 import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 from operators.degradation import Degradation
+from operators.function import FUNCTION, register
 from operators.pixel import measure
 from silo.data import list_photos
 from silo.errors import Stopped
@@ -123,6 +125,47 @@ def test_an_interrupted_cache_goes_on_and_ends_up_the_same(
     assert torch.equal(resumed.pairs(every).measured, whole.pairs(every).measured)
     assert torch.equal(resumed.pairs(every).clean, whole.pairs(every).clean)
     assert not list((tmp_path / "broken").rglob("*.partial"))
+
+
+def test_pictures_are_prepared_by_several_threads_and_kept_in_order(
+    tmp_path: Path, tiny_prior: LatentPrior, pictures: TrainingPictures, monkeypatch
+) -> None:
+    free, few = Degradation("inpainting_free"), replace(pictures, count=40)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    alone = _open(tmp_path / "alone", tiny_prior, few, free, (0.0, 0.05), draws=2)
+    crop, together = TrainingPictures.crop, threading.Barrier(3)
+
+    def met(self: TrainingPictures, index: int) -> torch.Tensor:
+        if index in (0, 8, 16):  # the first of three batches: they wait for each other
+            together.wait(timeout=60)
+        return crop(self, index)
+
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr(TrainingPictures, "crop", met)
+    shared = _open(tmp_path / "shared", tiny_prior, few, free, (0.0, 0.05), draws=2)
+    every = torch.arange(80)
+    one, two = alone.pairs(every), shared.pairs(every)
+    assert torch.equal(one.clean, two.clean) and torch.equal(one.measured, two.measured)
+    assert one.mask is not None and two.mask is not None and torch.equal(one.mask, two.mask)
+
+
+def test_a_function_of_ones_own_never_runs_twice_at_once(
+    tmp_path: Path, tiny_prior: LatentPrior, pictures: TrainingPictures, monkeypatch
+) -> None:
+    running, threads = threading.Lock(), set()
+
+    def alone(images: torch.Tensor) -> torch.Tensor:
+        assert running.acquire(blocking=False)
+        threads.add(threading.get_ident())
+        running.release()
+        return images
+
+    monkeypatch.setattr("operators.function._REGISTERED", {})
+    operator = register(alone, "alone", "0" * 64)
+    parameters = {"name": operator.name, "sha256": operator.sha256}
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    _open(tmp_path, tiny_prior, replace(pictures, count=40), Degradation(FUNCTION, parameters))
+    assert len(threads) == 1
 
 
 def test_a_signal_stops_encoding_with_one_line(

@@ -196,7 +196,6 @@ class OperatorRun:
             self._described(loop, errors, {}).save_pretrained(folder)
             files = spread(self.pictures["held_out"].files, self.arguments.num_validation_images)
             grid = self.arguments.output_dir / f"{self.task.name}.step_{loop.step:06d}.png"
-            grid.parent.mkdir(parents=True, exist_ok=True)
             results = Restorations(prior, self.task, files).run(folder, grid)
             tracker.show("validation/pictures", loop.step, grid)
         log.write(loop.step, {**errors, **results})
@@ -262,7 +261,7 @@ class OperatorRun:
         if found != run:
             now, then = run["settings"], found["settings"]
             differing = [name for name, value in now.items() if then.get(name) != value]
-            differing = differing or ["pictures, degradation or autoencoder"]
+            differing = differing or ["pictures, degradation, autoencoder or --mixed_precision"]
             raise BadCheckpoint(
                 f"{self._working} holds the checkpoints of another run (other "
                 f"{', '.join(differing)}): choose another --output_dir, or begin again with "

@@ -1,5 +1,8 @@
 """The tasks: what damages a picture, what that is called, how strongly to guide, and with what."""
 
+import functools
+import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +10,7 @@ from types import MappingProxyType
 
 from operators.degradation import Degradation
 from operators.download_record import read_records
-from operators.errors import OperatorError, OperatorFileError, OperatorNotFound
+from operators.errors import OperatorError, OperatorNotFound
 from operators.latent import architectures, read_config
 
 SHELF = Path(__file__).parent / "trained"
@@ -85,21 +88,46 @@ class ShelfEntry:
 
 
 def shelf(folder: Path = SHELF) -> list[ShelfEntry]:
-    """The operators in `folder`, from their config.json alone.
+    """The operators in `folder`, from their config.json alone; what is none is logged and left out.
 
-    Raises:
-        OperatorFileError: a config.json there is no operator's.
+    One wrong folder must not cost the others: `python -m silo operators verify` names it, too.
     """
     entries = []
     for path in sorted(folder.glob("*/config.json")):
-        config = read_config(path.parent)
+        try:
+            config = read_config(path.parent)
+        except OperatorError as error:
+            _warn_once(f"Left out of the operators on the shelf: {error}.")
+            continue
         task, prior = config.metadata.get("task"), config.metadata.get("prior")
         if task is None or prior is None:
-            raise OperatorFileError(
-                f"{str(path)!r} does not say its task and prior: train it again, or remove it."
+            _warn_once(
+                f"Left out of the operators on the shelf: {str(path)!r} does not say its task and "
+                "prior; train it again, or remove it."
             )
+            continue
         entries.append(ShelfEntry(path.parent, task, prior, config.architecture))
     return entries
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    """Log a warning, on stderr by default; once, since the shelf is looked at again and again."""
+    logging.getLogger(__name__).warning(message)
+
+
+def published_prior_name(prior: str) -> str:
+    """What operators call the prior that is loaded by the name `prior`.
+
+    The same, but for a folder its own name: its path is nobody else's business. What `train-prior`
+    writes, OUT/pipeline, is called OUT.
+    """
+    folder = Path(os.path.abspath(prior))
+    if not folder.is_dir():
+        return prior
+    if folder.name == "pipeline" and folder.parent.name:
+        return folder.parent.name
+    return folder.name
 
 
 def find_operator(
@@ -111,22 +139,26 @@ def find_operator(
 ) -> Path:
     """The operator on the shelf for `task` in the latent space of `prior`, of any architecture.
 
+    A prior in a folder is known by the folder's name alone, as `published_prior_name` says.
+
     Of several, one for this very prior goes before a shared one, and one that the user downloaded
     before one that came with the repository.
 
     Raises:
         OperatorNotFound: there is none; the message says how to get one.
     """
-    fitting = []
+    fitting, known_as = [], published_prior_name(prior)
     for entry in shelf(folder):
         if architecture not in (None, entry.architecture):
             continue
         reads_latent_alone = not architectures()[entry.architecture].needs_features
         shared = latent_channels == SD_LATENT_CHANNELS and reads_latent_alone
-        if entry.task == task and entry.prior in ({prior, SD_PRIOR} if shared else {prior}):
+        if entry.task == task and entry.prior in ({known_as, SD_PRIOR} if shared else {known_as}):
             fitting.append(entry)
     if fitting:
-        best = min(fitting, key=lambda each: (each.prior != prior, not read_records(each.folder)))
+        best = min(
+            fitting, key=lambda each: (each.prior != known_as, not read_records(each.folder))
+        )
         return best.folder
     kind = "" if architecture is None else f" {architecture}"
     raise OperatorNotFound(

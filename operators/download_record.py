@@ -24,15 +24,16 @@ class DownloadRecord:
 
 
 def read_records(folder: Path) -> dict[str, DownloadRecord]:
-    """The records of the files directly in `folder`, by file name; none for a folder of one's own.
+    """The records of the files in `folder`, by their paths in it; none for a folder of one's own.
 
     The format is huggingface_hub's: lines with the commit, the checksum and the time.
     """
-    records = {}
-    for path in sorted((folder / RECORDS).glob("*.metadata")):
+    records, root = {}, folder / RECORDS
+    for path in sorted(root.rglob("*.metadata")):
         lines = path.read_text(errors="replace").splitlines()
         if len(lines) >= 2 and _COMMIT.fullmatch(lines[0]):
-            records[path.name.removesuffix(".metadata")] = DownloadRecord(lines[0], lines[1])
+            name = path.relative_to(root).as_posix().removesuffix(".metadata")
+            records[name] = DownloadRecord(lines[0], lines[1])
     return records
 
 
@@ -49,6 +50,15 @@ def changed_files(folder: Path) -> list[str]:
         for name, record in read_records(folder).items()
         if (folder / name).is_file() and _checksum(folder / name, record) != record.checksum
     ]
+
+
+def files_without_record(folder: Path) -> list[str]:
+    """The paths of the files in `folder` that did not come from the Hub."""
+    notes = folder / RECORDS.parent
+    files = (path for path in sorted(folder.rglob("*")) if not path.is_dir())
+    names = [path.relative_to(folder).as_posix() for path in files if notes not in path.parents]
+    records = read_records(folder)
+    return [name for name in names if name not in records]
 
 
 def _checksum(path: Path, record: DownloadRecord) -> str:

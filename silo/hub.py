@@ -25,10 +25,10 @@ from huggingface_hub.errors import (
 )
 from tqdm.auto import tqdm  # the base that huggingface_hub asks for
 
-from operators.download_record import changed_files, read_records
+from operators.download_record import changed_files, files_without_record, read_records
 from operators.errors import OperatorFileError
 from operators.latent import LatentOperator
-from operators.pretrained import CONFIG_NAME, WEIGHTS_NAME, download_errors
+from operators.pretrained import CONFIG_NAME, WEIGHTS_NAME, download_errors, enumerate_names
 from silo.errors import BadRequest, HubUnavailable, PushRefused
 from silo.hub_commit import commit_files, retried
 
@@ -204,7 +204,7 @@ def pull_operator(repo_id: str, folder: Path, *, revision: str | None = None) ->
 
     Args:
         repo_id: "owner/name".
-        folder: made if it does not exist; an older download there is replaced.
+        folder: made if it does not exist; an older download of this repository is replaced.
         revision: branch, tag or commit; resolved to a commit before anything is downloaded.
 
     Returns:
@@ -213,14 +213,11 @@ def pull_operator(repo_id: str, folder: Path, *, revision: str | None = None) ->
     Raises:
         OperatorNotFound: there is no such repository, revision or file, or the download failed.
         OperatorFileError: what arrived is damaged or no operator.
-        BadRequest: `folder` holds something else.
+        BadRequest: `folder` holds something else: files that were changed or are not from the Hub,
+            or another repository's operator.
         HubUnavailable: the Hub is out of reach.
     """
-    if folder.exists() and any(folder.iterdir()):
-        if not read_records(folder) or changed_files(folder):
-            raise BadRequest(
-                f"{folder} holds files that are not from the Hub: pull into another --local_dir"
-            )
+    _check_all_from_hub(folder)
     require_online(f"pull {repo_id}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Deeper than the shelf looks, and on the same disk, so that renaming is all that is left to do.
@@ -228,6 +225,7 @@ def pull_operator(repo_id: str, folder: Path, *, revision: str | None = None) ->
         arrived = Path(aside) / folder.name
         with download_errors(repo_id, revision):
             commit = retried(lambda: HfApi().model_info(repo_id, revision=revision)).sha
+            _check_same_repository(repo_id, folder)
             wanted = [*OPERATOR_FILES, EXAMPLE_NAME]
             retried(
                 lambda: snapshot_download(
@@ -236,9 +234,36 @@ def pull_operator(repo_id: str, folder: Path, *, revision: str | None = None) ->
             )
         verify_operator(arrived)
         if folder.exists():
+            _check_all_from_hub(folder)  # still: the download took its time
             folder.rename(Path(aside) / "replaced")
         arrived.rename(folder)
     return str(commit)
+
+
+def _check_all_from_hub(folder: Path) -> None:
+    """Raise BadRequest if replacing `folder` would lose something that is only there."""
+    own = [*changed_files(folder), *files_without_record(folder)]
+    if own or folder.is_file():
+        names = enumerate_names(own or [folder.name])
+        raise BadRequest(
+            f"{folder} would be replaced, but not all of it is from the Hub ({names}): move that "
+            "away, or pull into another --local_dir"
+        )
+
+
+def _check_same_repository(repo_id: str, folder: Path) -> None:
+    """Raise BadRequest if `folder` holds a commit that is not of this repository.
+
+    What `hf download` records names the commit alone, so the Hub is asked whether it is one here.
+    """
+    for commit in sorted({record.commit for record in read_records(folder).values()}):
+        try:
+            retried(lambda: HfApi().model_info(repo_id, revision=commit))  # noqa: B023
+        except RevisionNotFoundError as error:
+            raise BadRequest(
+                f"{folder} holds another repository's operator (commit {commit[:12]}): pull "
+                f"into another --local_dir, such as {folder.with_name(repo_id.replace('/', '_'))}"
+            ) from error
 
 
 def verify_operator(folder: Path) -> LatentOperator:

@@ -4,25 +4,59 @@ from __future__ import annotations
 
 import json
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import httpx2  # what huggingface_hub speaks HTTP with
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    constants,
+    get_token,
+)
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
     RepositoryNotFoundError,
 )
+from huggingface_hub.utils import validate_repo_id
 
 from silo.errors import HubUnavailable, PushRefused, SiloError
 
 RETRY_WAITS = (1.0, 4.0)  # seconds; huggingface_hub itself retries uploads, but no commit
 TRANSIENT_STATUSES = (429, 500, 502, 503, 504)
 Returned = TypeVar("Returned")
+
+
+def check_rights(repo_id: str) -> None:
+    """Ask the Hub, before work that is to be pushed, whether the push will be allowed.
+
+    Of a repository that exists it knows; for one that does not, its owner and the kind of token
+    are compared, which leaves open what a fine-grained token may create.
+
+    Raises:
+        PushRefused: nobody is logged in, or not with the right to write there.
+        HubUnavailable: the Hub failed again and again.
+    """
+    api = HfApi()
+    with _explained(repo_id):
+        validate_repo_id(repo_id)
+        if get_token() is None:
+            raise _unknown_user(repo_id)
+        try:
+            retried(lambda: api.auth_check(repo_id, write=True))
+            return
+        except RepositoryNotFoundError:
+            user = retried(api.whoami)
+        writable = [user["name"]]
+        writable += [org["name"] for org in user["orgs"] if org.get("roleInOrg") != "read"]
+        if repo_id.partition("/")[0] not in writable:
+            raise _forbidden(repo_id, f"{user['name']} may write to {', '.join(writable)}")
+        if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
+            raise _forbidden(repo_id, "the token is for reading only")
 
 
 def commit_files(
@@ -54,7 +88,8 @@ def commit_files(
 
     Raises:
         PushRefused: no rights, an invalid name or card, or somebody else has pushed meanwhile.
-        HubUnavailable: the Hub failed again and again.
+        HubUnavailable: the Hub failed again and again; the message says so where a repository that
+            was created could not be removed either.
     """
     api, kind = HfApi(), "space" if space else "model"
     describe = api.space_info if space else api.model_info
@@ -64,17 +99,29 @@ def commit_files(
             raise PushRefused(
                 f"everybody can read {repo_id}: make it private on its page, or leave --private out"
             )
-        created = info is None
-        if info is None:
-            api.create_repo(
-                repo_id,
-                private=private,
-                repo_type=kind,
-                space_sdk="gradio" if space else None,
-                space_hardware=hardware,  # pyright: ignore[reportArgumentType]
-            )
+        created = False
+
+        def create() -> None:
+            # From the first request on it may be there, whatever is answered: an answer can be
+            # lost. Only a request that is repeated may thus find the repository there.
+            nonlocal created
+            repeated, created = created, True
+            try:
+                api.create_repo(
+                    repo_id,
+                    private=private,
+                    repo_type=kind,
+                    space_sdk="gradio" if space else None,
+                    space_hardware=hardware,  # pyright: ignore[reportArgumentType]
+                    exist_ok=repeated,
+                )
+            except HfHubHTTPError as error:
+                created = repeated or _is_transient(error)
+                raise
+
         try:
             if info is None:
+                retried(create)
                 info = retried(lambda: describe(repo_id))
             parent = info.sha
             there = {sibling.rfilename for sibling in info.siblings or ()}
@@ -121,12 +168,21 @@ def _find(describe: Callable[[str], Returned], repo_id: str) -> Returned | None:
 
 
 def _withdraw(api: HfApi, repo_id: str, kind: str) -> None:
-    """Delete the repository that was just created, unless it holds a commit of somebody's."""
+    """Delete the repository that was just created, unless it holds a commit of somebody's.
+
+    Raises:
+        HubUnavailable: that failed, too.
+    """
     try:
         if len(retried(lambda: api.list_repo_commits(repo_id, repo_type=kind))) == 1:
             retried(lambda: api.delete_repo(repo_id, repo_type=kind, missing_ok=True))
-    except httpx2.HTTPError as error:
-        warnings.warn(f"{repo_id} stays on the Hub, empty: {_reason(error)}", stacklevel=2)
+    except RepositoryNotFoundError:
+        return  # it never came to be
+    except (httpx2.HTTPError, json.JSONDecodeError) as error:
+        raise HubUnavailable(
+            f"this push failed, and {repo_id}, which it created, may be left on the Hub, empty "
+            f"({_reason(error)}): delete it on its page, or push again later"
+        ) from error
 
 
 def _is_transient(error: Exception) -> bool:
@@ -166,14 +222,9 @@ def _explain_status(repo_id: str, error: HfHubHTTPError) -> SiloError:
     status = error.response.status_code
     said = error.server_message or f"status {status}"
     if status == 401:
-        return PushRefused(
-            f"the Hub does not know who pushes to {repo_id}: run `hf auth login`, or set HF_TOKEN"
-        )
+        return _unknown_user(repo_id)
     if status in (402, 403):
-        return PushRefused(
-            f"you may not write to {repo_id} ({said}): use a repository of your own and a token "
-            "with the right to write"
-        )
+        return _forbidden(repo_id, said)
     if status in (409, 412):
         return PushRefused(
             f"somebody else has changed {repo_id} meanwhile; nothing was pushed: look at its "
@@ -184,6 +235,19 @@ def _explain_status(repo_id: str, error: HfHubHTTPError) -> SiloError:
             f"{constants.ENDPOINT} failed ({said}); {repo_id} is as it was: push again later"
         )
     return PushRefused(f"the Hub refuses this push to {repo_id}: {said}")
+
+
+def _unknown_user(repo_id: str) -> PushRefused:
+    return PushRefused(
+        f"the Hub does not know who pushes to {repo_id}: run `hf auth login`, or set HF_TOKEN"
+    )
+
+
+def _forbidden(repo_id: str, reason: str) -> PushRefused:
+    return PushRefused(
+        f"you may not write to {repo_id} ({reason}): use a repository of your own and a token with "
+        "the right to write"
+    )
 
 
 def _reason(error: BaseException) -> str:

@@ -1,20 +1,26 @@
-"""Renders the model card of a trained operator from hub_cards/operator.md."""
+"""Renders the model card of a trained operator from hub_cards/operator.md; its licence."""
 
 from pathlib import Path
 from string import Template
 from textwrap import indent
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
+import yaml  # what huggingface_hub reads cards with
+from huggingface_hub import EvalResult, ModelCardData, metadata_load, metadata_save
 
 from operators.function import FUNCTION
 from operators.latent import LatentOperator
+from silo.errors import BadRequest
 from silo.hub import EXAMPLE_NAME
 from silo.prior_files import HUB_PRIORS
 
-LICENSE = "cc-by-sa-4.0"  # of operators trained on the openly licensed pictures of the prior
 TAGS = ["silo", "image-restoration", "inverse-problems"]
 MEASURES = {"l1": "L1 on held-out latents", "rmse": "RMSE on held-out latents"}
+RESTORATION_MEASURES = {"psnr": "PSNR", "lpips": "LPIPS-Alex"}
+NO_LICENSE = (
+    "Its card names no licence, so nobody else may use it: push again with --license ID, such as "
+    "cc-by-4.0, if they may."
+)
 _TEMPLATE = Path(__file__).parent.parent / "hub_cards" / "operator.md"
 
 
@@ -65,41 +71,74 @@ def render_operator_card(operator: LatentOperator, example: str | None = None) -
 
 
 def card_data(operator: LatentOperator) -> ModelCardData:
-    """What the Hub reads of an operator's card: what it is for, and every measured error.
+    """What the Hub reads of an operator's card: what it is for, and everything measured.
 
-    An error named NAME_identity, of the trivial H = identity, is told in the name of NAME.
+    An error named NAME_identity, of the trivial H = identity, is told in the name of NAME; what
+    the measurement itself scores, in the name of what its restoration does.
     """
-    metadata, errors = operator.metadata, operator.metadata["errors"]
+    metadata, errors, results = operator.metadata, operator.metadata["errors"], []
     dataset = metadata["training"].get("dataset_name")
     base_model = base_model_of(metadata["prior"])
-    results = []
     for name, value in errors.items():
-        if name.endswith("_identity"):
-            continue
-        title, trivial = MEASURES.get(name, name), errors.get(f"{name}_identity")
-        results.append(
+        if not name.endswith("_identity"):
+            title, trivial = MEASURES.get(name, name), errors.get(f"{name}_identity")
+            beside = "" if trivial is None else f" (H = identity: {trivial})"
+            results.append((name, f"{title}{beside}", value))
+    restored = metadata["results"]
+    for name, title in RESTORATION_MEASURES.items():
+        if name in restored:
+            of = f"{restored['pictures']} pictures restored in {restored['steps']} steps"
+            beside = f"(the measurement: {restored[f'{name}_measurement']})"
+            results.append((name, f"{title} of {of} {beside}", restored[name]))
+    return ModelCardData(
+        library_name="silo",
+        pipeline_tag="image-to-image",
+        license=metadata.get("license"),
+        base_model=base_model,
+        base_model_relation=None if base_model is None else "adapter",
+        datasets=None if dataset is None else [dataset],
+        metrics=[name for name, _, _ in results],
+        tags=TAGS,
+        model_name=f"silo-{metadata['task']}-{metadata['prior'].replace('/', '-')}",
+        eval_results=[
             EvalResult(
                 task_type="image-to-image",
                 task_name=metadata["task"],
                 dataset_type=dataset or "photos",
                 dataset_name=f"{dataset or 'photos'}, held out of training",
                 metric_type=name,
-                metric_name=title if trivial is None else f"{title} (H = identity: {trivial})",
+                metric_name=title,
                 metric_value=value,
             )
-        )
-    return ModelCardData(
-        library_name="silo",
-        pipeline_tag="image-to-image",
-        license=metadata.get("license", LICENSE),
-        base_model=base_model,
-        base_model_relation=None if base_model is None else "adapter",
-        datasets=None if dataset is None else [dataset],
-        metrics=[result.metric_type for result in results],
-        tags=TAGS,
-        model_name=f"silo-{metadata['task']}-{metadata['prior'].replace('/', '-')}",
-        eval_results=results,
+            for name, title, value in results
+        ],
     )
+
+
+def read_license(card: Path) -> str | None:
+    """The licence in a card's front matter; a card is text by anybody, and may have none."""
+    try:
+        metadata = metadata_load(card) if card.is_file() else None
+    except (yaml.YAMLError, ValueError):
+        return None
+    license = None if metadata is None else metadata.get("license")
+    return license if isinstance(license, str) else None
+
+
+def write_license(card: Path, license: str) -> None:
+    """Put a licence, by its identifier on the Hub, in place of the one in a card's front matter.
+
+    Raises:
+        BadRequest: there is no card, or its front matter is not YAML.
+    """
+    try:
+        metadata = metadata_load(card)
+    except (OSError, yaml.YAMLError, ValueError) as error:
+        raise BadRequest(
+            f"{card} cannot take the licence {license}: let it begin with YAML metadata between "
+            "two lines of ---"
+        ) from error
+    metadata_save(card, {**(metadata or {}), "license": license})
 
 
 def base_model_of(prior: str) -> str | None:
@@ -196,7 +235,7 @@ def _restoration(results: dict[str, float | int]) -> str:
     title = f"{results['pictures']} held-out pictures in {results['steps']} steps"
     cells = [
         f"{name} {results[key]} (measurement: {results[key + '_measurement']})"
-        for name, key in (("PSNR", "psnr"), ("LPIPS-Alex", "lpips"))
+        for key, name in RESTORATION_MEASURES.items()
         if key in results
     ]
     return f"\n| {title} | {', '.join(cells)} |"

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import yaml  # what huggingface_hub reads cards with
-from huggingface_hub import (
-    CacheNotFound,
-    HfApi,
-    constants,
-    hf_hub_download,
-    metadata_load,
-    scan_cache_dir,
-)
+from huggingface_hub import CacheNotFound, HfApi, constants, hf_hub_download, scan_cache_dir
 
 from operators.catalog import SHELF, shelf
 from operators.download_record import recorded_commit
@@ -24,6 +17,7 @@ from operators.latent import OperatorConfig, read_config
 from operators.pretrained import CONFIG_NAME, WEIGHTS_NAME, download_errors
 from silo.hub import CARD_NAME, OPERATOR_FILES
 from silo.hub_commit import retried
+from silo.model_card import read_license
 
 
 @dataclass(frozen=True)
@@ -77,28 +71,37 @@ def in_cache() -> Iterator[ListedOperator]:
                 continue  # another program's model: the cache is shared
 
 
-def in_collection(slug: str) -> Iterator[ListedOperator]:
+def in_collection(slug: str, report: Callable[[OperatorError], None]) -> Iterator[ListedOperator]:
     """The operators in a collection on the Hub, from their config.json and cards alone.
+
+    Args:
+        slug: the collection's, such as "owner/title-id".
+        report: is told of each item that cannot be read, such as one that was deleted or is gated.
 
     Raises:
         OperatorNotFound: there is no such collection, or the Hub failed.
-        OperatorFileError: a config.json there is no operator's.
     """
     api = HfApi()
     with download_errors(slug, None):
         items = retried(lambda: api.get_collection(slug)).items
     for item in items:
-        with download_errors(item.item_id, None):
-            if item.item_type != "model":
-                continue
-            info = retried(lambda: api.model_info(item.item_id, files_metadata=True))  # noqa: B023
-            if info.library_name != "silo":
-                continue
-            folder = Path(hf_hub_download(info.id, CONFIG_NAME, revision=info.sha)).parent
-        config = read_config(folder)
+        if item.item_type != "model":
+            continue
+        try:
+            with download_errors(item.item_id, None):
+                describe = partial(api.model_info, item.item_id, files_metadata=True)
+                info = retried(describe)
+                if info.library_name != "silo":
+                    continue
+                folder = Path(hf_hub_download(info.id, CONFIG_NAME, revision=info.sha)).parent
+            config = read_config(folder)
+        except OperatorError as error:
+            report(error)
+            continue
         sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
         size = sum(sizes.get(name, 0) for name in OPERATOR_FILES)
         license = None if info.card_data is None else info.card_data.get("license")
+        license = license if isinstance(license, str) else None
         yield _describe("hub", info.id, info.sha, config, size, license)
 
 
@@ -107,17 +110,9 @@ def _listed(
 ) -> ListedOperator:
     files = [path for path in (folder / each for each in OPERATOR_FILES) if path.is_file()]
     size = sum(path.stat().st_size for path in files)
-    return _describe(source, name, commit, read_config(folder), size, _license(folder / CARD_NAME))
-
-
-def _license(card: Path) -> str | None:
-    """The licence in a card's front matter; a card is text by anybody, and may have none."""
-    try:
-        metadata = metadata_load(card) if card.is_file() else None
-    except (yaml.YAMLError, ValueError):
-        return None
-    license = None if metadata is None else metadata.get("license")
-    return license if isinstance(license, str) else None
+    return _describe(
+        source, name, commit, read_config(folder), size, read_license(folder / CARD_NAME)
+    )
 
 
 def _describe(

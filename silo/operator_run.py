@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from operators.catalog import Task
+from operators.catalog import Task, published_prior_name
 from operators.convolutional import PaperCNN
 from operators.latent import LatentOperator
 from silo.checkpoints import sync
@@ -221,7 +221,7 @@ class OperatorRun:
         operator.metadata = {
             "task": self.task.name,
             "degradation": self.task.degradation.to_dict(),
-            "prior": self.arguments.latent_space or self.prior.name,
+            "prior": published_prior_name(self.arguments.latent_space or self.prior.name),
             "rmse": errors["rmse"],
             "eta": self.task.eta if eta is None else eta,
             "noise_range": list(self.settings.noise_range),
@@ -238,8 +238,10 @@ class OperatorRun:
         }
         if self.source is not None:
             operator.metadata["source"] = self.source
+        if self.arguments.license is not None:
+            operator.metadata["license"] = self.arguments.license
         if self.arguments.latent_space is not None:
-            operator.metadata["trained_through"] = Path(self.prior.name).name
+            operator.metadata["trained_through"] = published_prior_name(self.prior.name)
         return operator
 
     def _dataset_record(self) -> dict[str, str]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ from silo.allocation import keep_freed_memory
 from silo.data import PhotoFile, list_photos
 from silo.devices import pick_device, pick_dtype
 from silo.errors import BadRequest
-from silo.hub import push_operator
+from silo.hub import push_operator, require_online
+from silo.hub_commit import check_rights
 from silo.hub_dataset import fetch_dataset
+from silo.model_card import NO_LICENSE
 from silo.operator_presets import PRESETS, OperatorTraining
 from silo.operator_run import OperatorRun
 from silo.own_degradation import load_degradation
@@ -61,6 +64,9 @@ def main(argv: list[str] | None = None) -> int:
         raise BadRequest("--push_to_hub publishes one operator: name one --task.")
     if arguments.report_to is not None:
         check_tracker(arguments.report_to)
+    if arguments.push_to_hub:
+        require_online(f"push to {arguments.hub_model_id}")
+        check_rights(arguments.hub_model_id)
     dataset = fetch_dataset(arguments.dataset_name) if arguments.dataset_name else None
     folders = arguments.train_data_dir if dataset is None else dataset.folders
     photos = {split: list_photos(folders, split) for split in ("train", "held_out")}
@@ -88,6 +94,8 @@ def main(argv: list[str] | None = None) -> int:
             folder = run.train(tracker)
         if arguments.push_to_hub and processes.is_main:
             print(push_operator(folder, arguments.hub_model_id))
+            if arguments.license is None:
+                print(NO_LICENSE, file=sys.stderr)
     processes.leave()
     return 0
 
@@ -211,14 +219,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--report_to", metavar="TRACKER", help="tensorboard, wandb or another of accelerate's")
     add("--push_to_hub", action="store_true", help="publish the operator when it is trained")
     add("--hub_model_id", metavar="ORG/NAME", help="its repository")
+    add("--license", metavar="ID", help="of the operator, for its card, such as cc-by-4.0")
     add("--seed", type=int)
     add("--device", default="auto", help="auto, cuda, mps or cpu")
     return parser
 
 
 if __name__ == "__main__":
-    import sys
-
     from silo.__main__ import main as run_command
 
     raise SystemExit(run_command(["train-operator", *sys.argv[1:]]))

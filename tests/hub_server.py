@@ -1,7 +1,8 @@
 """A Hugging Face Hub on the loopback interface, for the unmodified client and `hf` command.
 
 It keeps repositories in memory, takes pushes (regular files and git-LFS, not Xet), and can be told
-to fail: `Hub.disturb` runs a function before chosen requests, `Hub.corrupt` garbles a download.
+to fail: `Hub.disturb` runs a function before chosen requests, `Hub.corrupt` garbles a download,
+`Hub.cut` breaks it off.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ class Hub:
 
     Attributes:
         url: what to set HF_ENDPOINT to.
-        tokens: the namespaces each token may write to.
+        tokens: the user and organizations of each token, which may write there but for hf_reader.
         repositories: by "models/owner/name", "datasets/..." or "spaces/...".
         collections: the model ids of each collection, by its slug.
         hardware: what was requested for each Space.
@@ -104,13 +105,18 @@ class Hub:
     """
 
     def __init__(self) -> None:
-        self.tokens = {"hf_writer": ["ada", "lab"], "hf_stranger": ["eve"]}
+        self.tokens = {
+            "hf_writer": ["ada", "lab"],
+            "hf_reader": ["ada", "lab"],
+            "hf_stranger": ["eve"],
+        }
         self.repositories: dict[str, Repository] = {}
         self.collections: dict[str, list[str]] = {}
         self.hardware: dict[str, str] = {}
         self.requests: list[str] = []
         self.lfs: dict[str, bytes] = {}
         self.corrupted: set[str] = set()
+        self.cut_off: set[str] = set()
         self.lock = threading.RLock()
         self._disturbances: list[tuple[re.Pattern[str], Callable[[], None], int]] = []
         handler = type("BoundHandler", (Handler,), {"hub": self})
@@ -133,6 +139,10 @@ class Hub:
     def corrupt(self, path: str) -> None:
         """Send other bytes of the same number whenever the file `path` is downloaded."""
         self.corrupted.add(path)
+
+    def cut(self, path: str) -> None:
+        """Break the connection in the middle of the file `path` whenever it is downloaded."""
+        self.cut_off.add(path)
 
     def create(self, key: str, private: bool = False, **created_with: Any) -> Repository:
         kind, repo_id = key.split("/", 1)
@@ -224,9 +234,13 @@ class Handler(BaseHTTPRequestHandler):
 
     # Who asks, and for what
 
+    @property
+    def token(self) -> str:
+        return self.headers.get("Authorization", "").removeprefix("Bearer ")
+
     def namespaces(self) -> list[str] | None:
-        """Where the token may write; None without a token."""
-        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        """The user and organizations of the token; None without a token."""
+        token = self.token
         if token and token not in self.hub.tokens:
             raise Refusal(401, "Invalid credentials in Authorization header")
         return self.hub.tokens[token] if token else None
@@ -235,7 +249,7 @@ class Handler(BaseHTTPRequestHandler):
         namespaces = self.namespaces()
         if namespaces is None:
             raise Refusal(401, "Invalid username or password.")
-        if repo_id.split("/")[0] not in namespaces:
+        if repo_id.split("/")[0] not in namespaces or self.token == "hf_reader":
             raise Refusal(403, f"You have no rights to write to {repo_id}")
 
     def repository(self, kind: str, repo_id: str, *, write: bool = False) -> Repository:
@@ -247,6 +261,19 @@ class Handler(BaseHTTPRequestHandler):
             self.may_write(repo_id)
         return found
 
+    def who_am_i(self, body: bytes) -> Any:
+        namespaces = self.namespaces()
+        if namespaces is None:
+            raise Refusal(401, "Invalid username or password.")
+        name, *organizations = namespaces
+        role = "read" if self.token == "hf_reader" else "write"
+        orgs = [{"name": each, "roleInOrg": "write"} for each in organizations]
+        return {"name": name, "orgs": orgs, "auth": {"accessToken": {"role": role}}}
+
+    def auth_check(self, body: bytes, kind: str, repo_id: str) -> Any:
+        self.repository(kind, repo_id, write=True)
+        return {}
+
     # Repositories
 
     def create_repo(self, body: bytes) -> Any:
@@ -254,11 +281,12 @@ class Handler(BaseHTTPRequestHandler):
         kind = {"space": "spaces"}.get(wanted.get("type"), "models")
         repo_id = f"{wanted['organization']}/{wanted['name']}"
         self.may_write(repo_id)
+        url = f"{self.hub.url}/{'' if kind == 'models' else f'{kind}/'}{repo_id}"
         if f"{kind}/{repo_id}" in self.hub.repositories:
-            raise Refusal(409, "You already created this repo")
+            said = "You already created this model repo"
+            return 409, json.dumps({"error": said, "url": url}).encode(), {"X-Error-Message": said}
         self.hub.create(f"{kind}/{repo_id}", wanted.get("visibility") == "private", **wanted)
-        prefix = "" if kind == "models" else f"{kind}/"
-        return {"url": f"{self.hub.url}/{prefix}{repo_id}"}
+        return {"url": url}
 
     def delete_repo(self, body: bytes) -> Any:
         wanted = json.loads(body)
@@ -398,6 +426,9 @@ class Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": sha, "ETag": f'"{file.oid}"'}
         if file.large:
             headers |= {"X-Linked-ETag": f'"{file.oid}"', "X-Linked-Size": str(len(content))}
+        if path in self.hub.cut_off:
+            headers["Content-Length"] = str(len(content))
+            content, self.close_connection = content[: len(content) // 2], True
         return 200, content, headers
 
 
@@ -420,6 +451,8 @@ def _routes() -> list[tuple[tuple[str, ...], re.Pattern[str], str]]:
         (post, "/api/validate-yaml", "validate_yaml"),
         (get, r"/api/collections/(?P<slug>.+)", "collection"),
         (post, rf"/api/spaces/{repo_id}/hardware", "request_hardware"),
+        (get, "/api/whoami-v2", "who_am_i"),
+        (get, rf"{api}/auth-check/write", "auth_check"),
         (get, api, "info"),
         (get, rf"{api}/revision/{revision}", "info"),
         (get, rf"{api}/commits/main", "commits"),

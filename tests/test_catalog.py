@@ -2,9 +2,16 @@ from pathlib import Path
 
 import pytest
 
-from operators.catalog import SD_PRIOR, TASKS, find_operator, get_task, shelf
+from operators.catalog import (
+    SD_PRIOR,
+    TASKS,
+    find_operator,
+    get_task,
+    published_prior_name,
+    shelf,
+)
 from operators.convolutional import CompactCNN
-from operators.errors import OperatorError, OperatorFileError, OperatorNotFound
+from operators.errors import OperatorError, OperatorNotFound
 from operators.readout import ReadoutOperator
 
 
@@ -46,10 +53,41 @@ def test_the_operator_for_a_prior_is_found_by_what_it_was_trained_for(tmp_path: 
         find_operator("jpeg_q10", "my-prior", 8, tmp_path)
 
 
-def test_an_operator_that_does_not_say_what_it_is_for_is_named(tmp_path: Path) -> None:
+def test_a_prior_in_a_folder_is_known_by_the_folders_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prior = tmp_path / "mine" / "pipeline"  # as train-prior lays it out
+    prior.mkdir(parents=True)
+    monkeypatch.chdir(prior)
+    for name in (str(prior), f"{prior}/", "."):
+        assert published_prior_name(name) == "mine"
+    assert published_prior_name("..") == "mine"
+    for name in ("tiny", "owner/name@main", "/no/such/folder"):
+        assert published_prior_name(name) == name
+    _put(tmp_path / "shelf", "a", task="jpeg_q10", prior="mine")
+    _put(tmp_path / "shelf", "b", task="jpeg_q10", prior=SD_PRIOR)
+    assert find_operator("jpeg_q10", ".", 4, tmp_path / "shelf") == tmp_path / "shelf" / "a"
+    with pytest.raises(OperatorNotFound, match="on the prior '/other'"):
+        find_operator("jpeg_q10", "/other", 8, tmp_path / "shelf")
+
+
+def test_a_wrong_folder_is_named_once_and_costs_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _put(tmp_path, "right", task="denoising", prior="tiny")
     _put(tmp_path, "mute")
-    with pytest.raises(OperatorFileError, match="mute"):
-        shelf(tmp_path)
+    wrong = {"another_model": '{"model_type": "bert"}', "torn": '{"format_ver', "empty": ""}
+    for name, config in wrong.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(config)
+    (tmp_path / "folder" / "config.json").mkdir(parents=True)
+    for _ in range(2):
+        assert [entry.folder.name for entry in shelf(tmp_path)] == ["right"]
+        assert find_operator("denoising", "tiny", 8, tmp_path) == tmp_path / "right"
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 5 and not any("\n" in line for line in said)
+    for name in (*wrong, "mute", "folder"):
+        assert sum(f"/{name}" in line for line in said) == 1
 
 
 def test_an_operator_that_reads_features_serves_its_own_prior_alone(tmp_path: Path) -> None:

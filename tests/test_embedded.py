@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 import skimage.data
+import yaml
 from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
 from operators.catalog import SHELF, TASKS, find_operator, shelf
-from operators.latent import LatentOperator
+from operators.latent import LatentOperator, read_config
 from silo.images import from_pil
 from silo.metrics import cpsnr, psnr
 from silo.prior import LatentPrior
@@ -57,6 +58,19 @@ def test_every_task_has_an_operator_with_a_card(prior: LatentPrior) -> None:
             assert errors["l1"] < errors["l1_identity"], task
         assert task in (folder / "README.md").read_text()
     assert len(shelf()) == len({(entry.task, entry.prior) for entry in shelf()})
+
+
+def test_the_cards_tell_the_hub_what_was_measured_and_the_licence() -> None:
+    for entry in shelf():
+        card = (entry.folder / "README.md").read_text()
+        front = yaml.safe_load(card.split("---\n")[1])
+        (result,) = front["model-index"][0]["results"]
+        told = {metric["type"]: metric["value"] for metric in result["metrics"]}
+        metadata = read_config(entry.folder).metadata
+        measured = {**metadata["errors"], **metadata.get("results", {})}
+        kinds = ("l1", "rmse", "psnr", "lpips")
+        assert told == {kind: measured[kind] for kind in kinds if kind in measured}, entry.folder
+        assert front["license"] == "cc-by-sa-4.0"
 
 
 def test_the_autoencoder_keeps_a_photo(prior: LatentPrior, photo: Tensor) -> None:

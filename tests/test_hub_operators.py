@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,13 +24,13 @@ from silo import hub
 from silo.__main__ import main
 from silo.errors import BadRequest, HubUnavailable, PushRefused
 from silo.hub_commit import commit_files
-from silo.model_card import base_model_of, render_operator_card
+from silo.model_card import NO_LICENSE, base_model_of, render_operator_card
 from silo.operator_listing import on_shelf
 from silo.operator_presets import OperatorTraining
 from silo.prior import LatentPrior
 from silo.request import RestorationRequest
 from silo.restorer import Restorer, Result
-from tests.hub_server import File, Hub, fail, lose_answer
+from tests.hub_server import File, Hub, Refusal, fail, lose_answer
 
 TASK = "super_resolution_x4"
 NAME = "lab/sr4"
@@ -60,6 +61,7 @@ def _train_a_little(seed: int) -> CompactCNN:
         "noise_range": [0.0, 0.05],
         "errors": {"l1": round(error.item(), 4), "l1_identity": 0.4, "rmse": 0.25},
         "results": {},
+        "license": "cc-by-sa-4.0",
         "training": {
             **asdict(OperatorTraining(resolution=64, pictures=4, steps=20, batch=4, seed=seed)),
             "preset": "fast",
@@ -166,6 +168,16 @@ def test_the_card_tells_the_hub_what_it_reads(trained: Path) -> None:
     assert measured == {"l1": operator.metadata["errors"]["l1"], "rmse": 0.25}
     assert "0.4" in result["metrics"][0]["name"]  # what the identity reaches
     assert "datasets" not in front
+    operator.metadata["results"] = {"pictures": 4, "steps": 25}
+    operator.metadata["results"] |= {"psnr": 22.5, "psnr_measurement": 20.25}
+    operator.metadata["results"] |= {"lpips": 0.2, "lpips_measurement": 0.4}
+    front = yaml.safe_load(render_operator_card(operator).split("---\n")[1])
+    (result,) = front["model-index"][0]["results"]
+    restored = {metric["type"]: metric for metric in result["metrics"]}
+    assert list(restored) == front["metrics"] == ["l1", "rmse", "psnr", "lpips"]
+    assert (restored["psnr"]["value"], restored["lpips"]["value"]) == (22.5, 0.2)
+    assert "(the measurement: 0.4)" in restored["lpips"]["name"]
+    assert "4 pictures restored in 25 steps" in restored["psnr"]["name"]
     operator.metadata["prior"] = "tiny"
     operator.metadata["training"] |= {"dataset_name": "lab/photos", "dataset_revision": "a" * 40}
     card = render_operator_card(operator)
@@ -212,6 +224,95 @@ def test_pull_leaves_alone_what_is_not_from_the_hub(
     with pytest.raises(BadRequest, match="--local_dir"):
         hub.pull_operator(NAME, folder)
     assert _files(folder) == before
+
+
+def test_pull_deletes_nothing_of_the_users(
+    local_hub: Hub, trained: Path, shelf_folder: Path, tmp_path: Path, capfd
+) -> None:
+    hub.push_operator(trained, NAME)
+    folder = shelf_folder / "sr4"
+    hub.pull_operator(NAME, folder)
+    hub.push_operator(_save(tmp_path / "better", seed=1), NAME)
+    before = _files(folder)
+    for mine in (folder / "my_eval.json", folder / "notes" / "README.md", folder / ".cache" / "x"):
+        mine.parent.mkdir(exist_ok=True)
+        mine.write_text("mine")
+        assert main(["operators", "pull", NAME]) == 2
+        error = capfd.readouterr().err.splitlines()[-1]
+        assert mine.relative_to(folder).as_posix() in error and "--local_dir" in error
+        assert mine.read_text() == "mine"
+        mine.unlink()
+        assert _files(folder) == before
+    late = folder / "written_meanwhile.txt"
+
+    def somebody_writes() -> None:
+        late.write_text("mine")
+
+    local_hub.disturb("GET .*/model.safetensors", somebody_writes)
+    assert main(["operators", "pull", NAME]) == 2
+    assert late.read_text() == "mine"
+    late.unlink()
+    assert main(["operators", "pull", NAME]) == 0
+    assert _files(folder) == _files(tmp_path / "better")
+    mine = shelf_folder / "mine.txt"
+    mine.write_text("mine")
+    assert main(["operators", "pull", NAME, "--local_dir", str(mine)]) == 2
+    assert mine.read_text() == "mine"
+
+
+def test_pull_does_not_replace_another_repositorys_operator(
+    local_hub: Hub, trained: Path, shelf_folder: Path, tmp_path: Path, capfd
+) -> None:
+    first = hub.push_operator(trained, "lab/den").rpartition("/")[2]
+    hub.push_operator(_save(tmp_path / "better", seed=1), "ada/den")
+    folder = shelf_folder / "den"
+    _hf("download", "lab/den", "--local-dir", str(folder))
+    capfd.readouterr()
+    assert main(["operators", "pull", "ada/den"]) == 2
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert "another repository" in error and first[:12] in error
+    assert _files(folder).items() >= _files(trained).items() and recorded_commit(folder) == first
+    advised = error.split("such as ")[1]
+    assert main(["operators", "pull", "ada/den", "--local_dir", advised]) == 0
+    assert _files(shelf_folder / "ada_den") == _files(tmp_path / "better")
+    assert main(["operators", "pull", "lab/den"]) == 0
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "GET /api/models/lab/sr4",  # which commit it is
+        "GET /api/models/lab/sr4/revision/.*",  # whether it is one of this repository
+        "HEAD .*/config.json",
+        "GET .*/model.safetensors",
+        "cut model.safetensors",
+        "cut README.md",
+    ],
+)
+def test_a_pull_that_fails_leaves_what_was_there(
+    local_hub: Hub,
+    trained: Path,
+    shelf_folder: Path,
+    tmp_path: Path,
+    no_waiting: list[float],
+    capfd,
+    place: str,
+) -> None:
+    first = hub.push_operator(trained, NAME).rpartition("/")[2]
+    folder = shelf_folder / "sr4"
+    hub.pull_operator(NAME, folder)
+    hub.push_operator(_save(tmp_path / "better", seed=1), NAME)
+    before = _files(folder)
+    if place.startswith("cut "):
+        local_hub.cut(place.removeprefix("cut "))
+    else:
+        local_hub.disturb(place, fail(503), times=100)
+    capfd.readouterr()
+    assert main(["operators", "pull", NAME]) == 2
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert "'lab/sr4'" in error and "check the network" in error
+    assert _files(folder) == before and recorded_commit(folder) == first
+    assert [path.name for path in shelf_folder.iterdir()] == ["sr4"]
 
 
 def test_a_damaged_download_is_thrown_away(
@@ -266,12 +367,71 @@ def test_a_collection_lists_operators_with_size_and_licence(
     assert "out of reach" in capfd.readouterr().err
 
 
+def test_what_is_wrong_in_a_collection_or_on_the_shelf_costs_no_other_row(
+    local_hub: Hub, trained: Path, shelf_folder: Path, capfd
+) -> None:
+    def refuse() -> None:
+        raise Refusal(403, "Access to model lab/gated is restricted", "GatedRepo")
+
+    hub.push_operator(trained, NAME)
+    card = File(b"---\nlibrary_name: silo\nlicense: mit\n---\n", False)
+    for name in ("lab/gated", "lab/foreign"):
+        config = File(b'{"model_type": "bert"}', False)
+        local_hub.create(f"models/{name}").commit("a", {"config.json": config, "README.md": card})
+    local_hub.disturb(".* /lab/gated/resolve/.*", refuse, times=100)
+    local_hub.collections["lab/silo-1"] = ["lab/gone", "lab/gated", "lab/foreign", NAME]
+    _save(shelf_folder / "mine")
+    (shelf_folder / "wrong").mkdir()
+    (shelf_folder / "wrong" / "config.json").write_text("{}")
+    assert main(["operators", "list", "--collection", "lab/silo-1", "--json"]) == 0
+    said = capfd.readouterr()
+    rows = [json.loads(line) for line in said.out.splitlines()]
+    assert [(row["source"], row["name"]) for row in rows] == [("shelf", "mine"), ("hub", NAME)]
+    notes = [line for line in said.err.splitlines() if line.startswith("Left out of the coll")]
+    for note, name in zip(notes, ("lab/gone", "lab/gated", "lab--foreign"), strict=True):
+        assert name in note
+    # Where the collection itself is gone, what is here is listed nevertheless.
+    assert main(["operators", "list", "--collection", "lab/none"]) == 2
+    said = capfd.readouterr()
+    assert "shelf  mine" in said.out and "'lab/none'" in said.err.splitlines()[-1]
+    assert main(["operators", "verify"]) == 1
+    said = capfd.readouterr()
+    assert said.out.startswith(f"ok {shelf_folder / 'mine'}") and "FAILED" in said.err
+    assert str(shelf_folder / "wrong") in said.err
+
+
 def test_a_card_without_a_licence_is_listed(trained: Path) -> None:
     for metadata in ("a", "- a", "license: [", "license: 3"):
         (trained / "README.md").write_text(f"---\n{metadata}\n---\nA card.\n")
         assert [row.license for row in on_shelf(trained.parent)] == [None]
     (trained / "README.md").unlink()
     assert [row.license for row in on_shelf(trained.parent)] == [None]
+
+
+def test_nobody_elses_work_is_licensed_unasked(
+    local_hub: Hub, trained: Path, shelf_folder: Path, capfd
+) -> None:
+    operator = LatentOperator.from_pretrained(trained)
+    del operator.metadata["license"]
+    folder = shelf_folder / "mine"
+    operator.save_pretrained(folder)
+    card = folder / "README.md"
+    card.write_text(render_operator_card(operator))
+    push = ["operators", "push", str(folder), "--repo_id", NAME]
+    assert main(push) == 0
+    assert capfd.readouterr().err.splitlines()[-1] == NO_LICENSE
+    assert "license:" not in card.read_text()
+    before = yaml.safe_load(card.read_text().split("---\n")[1])
+    body = card.read_text().split("---\n", 2)[2]
+    assert main([*push, "--license", "cc-by-4.0"]) == 0
+    assert NO_LICENSE not in capfd.readouterr().err
+    pushed = local_hub.repositories[f"models/{NAME}"].files["README.md"].content.decode()
+    assert pushed == card.read_text() and pushed.split("---\n", 2)[2] == body
+    assert yaml.safe_load(pushed.split("---\n")[1]) == before | {"license": "cc-by-4.0"}
+    assert [row.license for row in on_shelf(shelf_folder)] == ["cc-by-4.0"]
+    card.write_text("---\nlicense: [\n---\n")
+    assert main([*push, "--license", "mit"]) == 2
+    assert "cannot take the licence mit" in capfd.readouterr().err
 
 
 def test_nothing_leaves_that_does_not_load_or_may_not_be_published(
@@ -397,8 +557,44 @@ def test_a_repository_that_cannot_be_withdrawn_is_named(
 ) -> None:
     local_hub.disturb(PLACES[0], fail(500), times=100)
     local_hub.disturb("DELETE /api/repos/delete", fail(500), times=100)
-    with pytest.raises(HubUnavailable), pytest.warns(UserWarning, match="lab/sr4 stays on the Hub"):
+    with pytest.raises(HubUnavailable, match="lab/sr4, which it created, may be left on the Hub"):
         hub.push_operator(trained, NAME)
+
+
+CREATE = "POST /api/repos/create"
+
+
+@pytest.mark.parametrize("trouble", [lose_answer, fail(503)])
+def test_a_creation_that_fails_once_is_asked_for_again(
+    local_hub: Hub, trained: Path, no_waiting: list[float], trouble: Callable[[], None]
+) -> None:
+    local_hub.disturb(CREATE, trouble)
+    url = hub.push_operator(trained, NAME, private=True)
+    repository = local_hub.repositories[f"models/{NAME}"]
+    assert repository.private and len(repository.commits) == 2 and url.endswith(repository.head)
+    assert local_hub.requests.count(CREATE) == 2
+
+
+@pytest.mark.parametrize("trouble", [lose_answer, fail(503)])
+def test_a_creation_that_fails_for_good_leaves_nothing(
+    local_hub: Hub, trained: Path, no_waiting: list[float], trouble: Callable[[], None]
+) -> None:
+    local_hub.disturb(CREATE, trouble, times=100)
+    with pytest.raises(HubUnavailable, match="lab/sr4 is as it was"):
+        hub.push_operator(trained, NAME)
+    assert local_hub.repositories == {}
+
+
+def test_a_repository_that_somebody_creates_meanwhile_is_theirs(
+    local_hub: Hub, trained: Path, no_waiting: list[float]
+) -> None:
+    def somebody_else_creates_it() -> None:
+        local_hub.create(f"models/{NAME}")
+
+    local_hub.disturb(CREATE, somebody_else_creates_it)
+    with pytest.raises(PushRefused, match="somebody else has changed lab/sr4"):
+        hub.push_operator(trained, NAME)
+    assert len(local_hub.repositories[f"models/{NAME}"].commits) == 1
 
 
 def test_what_somebody_pushed_meanwhile_is_not_withdrawn(
@@ -469,15 +665,34 @@ def test_the_command_in_a_process_of_its_own(local_hub: Hub, trained: Path) -> N
     assert os.environ["HF_TOKEN"] not in done.stdout + done.stderr
 
 
-def test_push_by_the_name_of_a_task(
-    local_hub: Hub, trained: Path, tmp_path: Path, monkeypatch, capfd
-) -> None:
+def test_push_by_the_name_of_a_task(local_hub: Hub, trained: Path, monkeypatch, capfd) -> None:
     monkeypatch.setattr("silo.commands.operators.shelf", lambda: shelf(trained.parent))
-    assert main(["operators", "push", TASK, "--repo_id", NAME]) == 0
-    assert f"models/{NAME}" in local_hub.repositories
-    _save(trained.parent / "second")
-    assert main(["operators", "push", TASK, "--repo_id", NAME]) == 2
-    assert "The shelf has 2 operators" in capfd.readouterr().err
+    push = ["operators", "push", TASK, "--repo_id", NAME]
+    assert main([*push, "--prior", "sd15"]) == 0
+    operator = _train_a_little(seed=1)
+    operator.metadata["prior"] = "tiny"
+    operator.save_pretrained(trained.parent / "second")
+    for more, message in (
+        ([], "2 operators for super_resolution_x4"),
+        (["--prior", "rv51"], "0 operators for super_resolution_x4 on rv51"),
+    ):
+        assert main([*push, *more]) == 2
+        error = capfd.readouterr().err.splitlines()[-1]
+        assert message in error and f"{trained.parent / 'second'} for --prior tiny" in error
+    assert main(["operators", "push", str(trained), "--prior", "sd15", "--repo_id", NAME]) == 2
+    assert "--prior goes with a task" in capfd.readouterr().err
+
+
+def test_the_papers_operators_are_pushed_by_task_and_prior(local_hub: Hub) -> None:
+    for task in ("gaussian_blur", "super_resolution_x8"):
+        for prior in ("tiny", "sd15"):
+            name = f"lab/{task}-{prior}"
+            push = ["operators", "push", task, "--prior", prior, "--repo_id", name]
+            assert main(push) == 0
+            config = json.loads(
+                local_hub.repositories[f"models/{name}"].files["config.json"].content
+            )
+            assert (config["metadata"]["task"], config["metadata"]["prior"]) == (task, prior)
 
 
 def test_a_folder_is_made_to_hold_nothing_else(local_hub: Hub, tmp_path: Path) -> None:

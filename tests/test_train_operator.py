@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
+import huggingface_hub
 import pytest
 import skimage.data
 import torch
@@ -18,6 +19,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, WandBTracker
 from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 from safetensors.torch import load_file
 
+from operators.catalog import find_operator, shelf
 from operators.convolutional import PaperCNN
 from operators.latent import LatentOperator
 from operators.readout import ReadoutOperator
@@ -25,6 +27,7 @@ from silo.__main__ import main
 from silo.data import Photo, center_crop, list_photos
 from silo.errors import BadRequest
 from silo.images import load_image
+from silo.model_card import NO_LICENSE, read_license
 from silo.operator_presets import PRESETS
 from silo.processes import Processes
 from silo.train_operator import pick_training_dtype
@@ -115,6 +118,72 @@ def test_the_pictures_may_come_from_the_hub(
         call = [*options, *both] if both else options[:where] + options[where + 2 :]
         with pytest.raises(SystemExit, match="2"):
             _train(*call)
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's own
+def test_a_trained_operator_is_pushed_and_arrives_elsewhere(
+    options: list[str], tiny_prior_folder: Path, tmp_path: Path, local_hub: Hub, capfd
+) -> None:
+    push = ["--push_to_hub", "--hub_model_id", "lab/x"]
+    more = ["--max_train_steps", "1", "--num_validation_images", "1"]
+    assert _train(*options, *push, *more) == 0
+    said = capfd.readouterr()
+    repository = local_hub.repositories["models/lab/x"]
+    assert said.out.splitlines()[-1] == f"{local_hub.url}/lab/x/commit/{repository.head}"
+    assert said.err.splitlines()[-1] == NO_LICENSE
+    assert _train(*options, *push, *more, "--license", "mit") == 0  # nothing is trained again
+    assert NO_LICENSE not in capfd.readouterr().err
+    trained = tmp_path / "out" / "super_resolution_x4"
+    arrived = tmp_path / "shelf" / "x"
+    hf = Path(sys.executable).with_name("hf")
+    subprocess.run([hf, "download", "lab/x", "--local-dir", arrived], check=True)
+    for name in ("config.json", "model.safetensors", "README.md", "example.png"):
+        assert (arrived / name).read_bytes() == (trained / name).read_bytes()
+    assert main(["operators", "verify", str(arrived)]) == 0
+    assert "(super_resolution_x4, 5 files as on the Hub)" in capfd.readouterr().out
+    assert read_license(arrived / "README.md") == "mit"
+    # The prior is named by its folder, and nobody learns where that lies.
+    for file in repository.files.values():
+        assert str(tiny_prior_folder.parent).encode() not in file.content
+    assert shelf(arrived.parent)[0].prior == tiny_prior_folder.name
+    found = find_operator("super_resolution_x4", f"{tiny_prior_folder}/", 4, arrived.parent)
+    assert found == arrived
+
+
+@pytest.mark.parametrize(
+    ("token", "repo_id", "message"),
+    [
+        ("hf_reader", "lab/there", "you may not write to lab/there"),
+        ("hf_reader", "lab/new", "the token is for reading only"),
+        ("hf_stranger", "lab/new", "eve may write to eve"),
+        ("hf_forged", "lab/new", "hf auth login"),
+        (None, "lab/new", "hf auth login"),
+        ("hf_writer", "lab/a b", "no name of a repository"),
+        ("offline", "lab/new", "HF_HUB_OFFLINE is set"),
+    ],
+)
+def test_a_push_that_will_be_refused_is_known_before_the_training(
+    options: list[str],
+    tmp_path: Path,
+    local_hub: Hub,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd,
+    token: str | None,
+    repo_id: str,
+    message: str,
+) -> None:
+    local_hub.create("models/lab/there")
+    if token is None:
+        monkeypatch.delenv("HF_TOKEN")
+        monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    elif token == "offline":
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    else:
+        monkeypatch.setenv("HF_TOKEN", token)
+    assert _train(*options, "--push_to_hub", "--hub_model_id", repo_id) == 2
+    assert message in capfd.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists() and not (tmp_path / "latents").exists()
+    assert local_hub.repositories.keys() == {"models/lab/there"}
 
 
 class Notebook(WandBTracker):

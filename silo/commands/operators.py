@@ -3,7 +3,9 @@
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -15,6 +17,7 @@ from operators.latent import LatentOperator
 from operators.pretrained import download_errors
 from silo import hub
 from silo.errors import BadRequest
+from silo.model_card import NO_LICENSE, read_license, write_license
 from silo.official import import_official
 from silo.operator_listing import ListedOperator, in_cache, in_collection, on_shelf
 
@@ -26,13 +29,13 @@ def main(argv: list[str]) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    rows: list[ListedOperator] = [*on_shelf(), *in_cache()]
+    rows: list[Iterable[ListedOperator]] = [on_shelf(), in_cache()]
     if arguments.collection is not None:
         if hub.reachable():
-            rows += in_collection(arguments.collection)
+            rows.append(in_collection(arguments.collection, _left_out))
         else:
             print("The Hub is out of reach: its collection is left out.", file=sys.stderr)
-    for row in rows:
+    for row in chain.from_iterable(rows):
         if arguments.json:
             print(json.dumps(asdict(row)))
         else:
@@ -44,21 +47,37 @@ def _list(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _left_out(error: OperatorError) -> None:
+    print(f"Left out of the collection: {error}.", file=sys.stderr)
+
+
 def _push(arguments: argparse.Namespace) -> int:
-    folder = _find_folder(arguments.operator)
+    folder = _find_folder(arguments.operator, arguments.prior)
+    card = folder / hub.CARD_NAME
+    if arguments.license is not None:
+        write_license(card, arguments.license)
     print(hub.push_operator(folder, arguments.repo_id, private=arguments.private))
+    if read_license(card) is None:
+        print(NO_LICENSE, file=sys.stderr)
     return 0
 
 
-def _find_folder(name: str) -> Path:
-    """The folder that was named, or the one on the shelf for the task that was."""
+def _find_folder(name: str, prior: str | None) -> Path:
+    """The folder that was named, or the one on the shelf for the task, and prior, that was."""
     if Path(name).is_dir() or name not in TASKS:
+        if prior is not None:
+            raise BadRequest(f"--prior goes with a task of the shelf, and {name} is none: drop it.")
         return Path(name)
-    folders = [entry.folder for entry in shelf() if entry.task == name]
-    if len(folders) != 1:
-        found = ", ".join(map(str, folders)) or "none"
-        raise BadRequest(f"The shelf has {len(folders)} operators for {name} ({found}): name one.")
-    return folders[0]
+    entries = [entry for entry in shelf() if entry.task == name]
+    found = [entry for entry in entries if prior in (None, entry.prior)]
+    if len(found) == 1:
+        return found[0].folder
+    wanted = name if prior is None else f"{name} on {prior}"
+    choices = ", ".join(f"{entry.folder} for --prior {entry.prior}" for entry in entries)
+    raise BadRequest(
+        f"The shelf has {len(found)} operators for {wanted} ({choices or 'none for any prior'}): "
+        "choose one with --prior NAME, or name its folder."
+    )
 
 
 def _pull(arguments: argparse.Namespace) -> int:
@@ -129,6 +148,8 @@ def _parser() -> argparse.ArgumentParser:
     push = actions.add_parser("push", help="publish an operator in one commit")
     push.add_argument("operator", metavar="FOLDER_OR_TASK")
     push.add_argument("--repo_id", required=True, metavar="ORG/NAME")
+    push.add_argument("--prior", metavar="NAME", help="whose operator for the task of the shelf")
+    push.add_argument("--license", metavar="ID", help="to put into its card, such as cc-by-4.0")
     push.add_argument("--private", action="store_true", help="create the repository private")
     push.set_defaults(run=_push)
 

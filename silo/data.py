@@ -62,17 +62,20 @@ class PhotoFile:
     offset: int
     size: int
 
+    def read(self, start: int, count: int) -> bytes:
+        """At most `count` bytes of it, from `start` on."""
+        with self.path.open("rb") as file:
+            file.seek(self.offset + start)
+            return file.read(max(0, min(count, self.size - start)))
+
     def load(self, min_side: int = 0) -> Photo:
         """Decode it; enlarge it where its short side is below `min_side` pixels.
 
         Raises:
             BadImage: it is damaged, too large, or no picture.
         """
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            data = io.BytesIO(file.read(self.size))
         try:
-            pixels = _decode(data, min_side)
+            pixels = _decode(io.BytesIO(self.read(0, self.size)), min_side)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise BadImage(
                 f"{self.name!r} in {self.path} is damaged, too large or no picture: remove it."
@@ -104,8 +107,9 @@ def list_photos(folders: list[Path], split: str) -> list[PhotoFile]:
         ]
     if not photos:
         raise BadRequest(
-            f"No pictures of the split '{split}' in {', '.join(map(str, folders))}; expected "
-            f"{', '.join(SUFFIXES)} files or .tar shards, 1 in {HELD_OUT_ONE_IN} of them held out."
+            f"No pictures of the split '{split}' in {', '.join(map(str, folders))}: add "
+            f"{', '.join(SUFFIXES)} files or .tar shards, of which 1 in {HELD_OUT_ONE_IN}, chosen "
+            "by name, is held out."
         )
     return photos
 

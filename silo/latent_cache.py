@@ -15,12 +15,15 @@ import hashlib
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -30,6 +33,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from operators.degradation import Degradation
+from operators.function import FUNCTION
 from operators.pixel import measure
 from silo.checkpoints import sync
 from silo.errors import Stopped
@@ -41,6 +45,8 @@ from silo.training_pictures import TrainingPictures
 FORMAT = 1
 SHARD = 64  # pictures
 ENCODED_AT_ONCE = 8
+WORKERS = 4  # threads that read, cut and degrade, in each process
+LEFT_SECONDS = 3600  # writing a shard takes seconds
 _MEASUREMENT_STREAM = 1 << 40  # far above what the crops are drawn from
 
 Item = TypeVar("Item")
@@ -72,7 +78,7 @@ class LatentPairs:
 
 
 class LatentCache:
-    """Pairs (E(x), E(A(x) + n)) on disk: `draws` of them for each picture.
+    """Pairs (E(x), E(A(x) + n)) on disk: `draws` of them for each picture, once `encode` has run.
 
     Attributes:
         key: the hash of everything that the pairs depend on.
@@ -94,7 +100,7 @@ class LatentCache:
         draws: int,
         processes: Processes,
     ) -> None:
-        """Open the cache in `folder`, encoding first what it lacks, shared among the processes.
+        """Say what the cache in `folder` is to hold; nothing is read or written yet.
 
         Args:
             folder: of all caches; each has a folder of its own inside.
@@ -105,29 +111,34 @@ class LatentCache:
             noise_range: (low, high) of the noise levels, in [0, 1] units.
             draws: measurements of each picture, each with its own noise (and mask).
             processes: those that train together.
-
-        Raises:
-            Stopped: a signal asked to stop; complete shards are kept.
         """
-        started = time.monotonic()
-        self.side, self._count, self.draws = pictures.resolution, len(pictures), draws
-        self._has_mask, self.encoded = degradation.needs_mask, 0
-        clean = {
+        self.side, self.draws = pictures.resolution, draws
+        self.seconds, self.encoded = 0.0, 0
+        self._prior, self._pictures, self._degradation = prior, pictures, degradation
+        self._noise_range, self._processes = noise_range, processes
+        self._described_clean = {
             "format": FORMAT,
             "autoencoder": prior.autoencoder_hash(),
             **pictures.describe(),
         }
-        measured = {
-            **clean,
+        self._described_measured = {
+            **self._described_clean,
             # The noise level is what `noise_range` says; that of the description is for restoring.
             "degradation": replace(degradation, noise_sigma=0.0).to_dict(),
             "noise_range": list(noise_range),
             "draws": draws,
         }
-        self.key = _key(measured)
-        clean_folder = folder / f"clean-{_key(clean)[:16]}"
-        measured_folder = folder / f"{name}-{self.key[:16]}"
+        self.key = _key(self._described_measured)
+        self._clean = _Shards(folder / f"clean-{_key(self._described_clean)[:16]}")
+        self._measured = _Shards(folder / f"{name}-{self.key[:16]}")
 
+    def encode(self) -> None:
+        """Encode what the cache lacks, shared among the processes.
+
+        Raises:
+            Stopped: a signal asked to stop; complete shards are kept.
+        """
+        started = time.monotonic()
         with signals_postponed() as interruption, torch.no_grad():
 
             def encode(images: Tensor) -> Tensor:
@@ -137,37 +148,70 @@ class LatentCache:
                         interruption.signal_number,
                     )
                 self.encoded += len(images)
-                return prior.encode(images).half().cpu().contiguous()
+                return self._prior.encode(images).half().cpu().contiguous()
 
-            make = partial(_clean_shard, pictures, encode=encode)
-            _fill(clean_folder, clean, len(pictures), make, processes)
+            workers = max(1, min(WORKERS, (os.cpu_count() or 1) // self._processes.count))
+            make = partial(_clean_shard, self._pictures, encode=encode, workers=workers)
+            self._fill(self._clean.folder, self._described_clean, make)
             make = partial(
-                _measured_shard, pictures, degradation, noise_range, draws, encode=encode
+                _measured_shard,
+                self._pictures,
+                self._degradation,
+                self._noise_range,
+                self.draws,
+                encode=encode,
+                # Nobody has promised that a function of one's own can run in several at once.
+                workers=1 if self._degradation.kind == FUNCTION else workers,
             )
-            _fill(measured_folder, measured, len(pictures), make, processes)
+            self._fill(self._measured.folder, self._described_measured, make)
         self.seconds = time.monotonic() - started if self.encoded else 0.0
-        self._clean, self._measured = _Shards(clean_folder), _Shards(measured_folder)
 
     def __len__(self) -> int:
         """How many pairs there are: pictures times draws."""
-        return self._count * self.draws
+        return len(self._pictures) * self.draws
 
     def pairs(self, picks: Tensor) -> LatentPairs:
         """The pairs of the numbers `picks` (B,), from 0 to len - 1, as float32."""
+        has_mask = self._degradation.needs_mask
         examples = [divmod(pick, self.draws) for pick in picks.tolist()]
         clean = torch.stack([self._clean.row("clean", i) for i, _ in examples])
         rows = {
             key: torch.stack([self._measured.row(key, i)[draw] for i, draw in examples])
-            for key in ("measured", "noise_sigma", *(("mask",) if self._has_mask else ()))
+            for key in ("measured", "noise_sigma", *(("mask",) if has_mask else ()))
         }
-        mask = _unpack(rows["mask"], self.side) if self._has_mask else None
+        mask = _unpack(rows["mask"], self.side) if has_mask else None
         return LatentPairs(clean.float(), rows["measured"].float(), rows["noise_sigma"], mask)
+
+    def _fill(
+        self, folder: Path, description: dict[str, Any], make: Callable[[range], dict[str, Tensor]]
+    ) -> None:
+        """Write the shards that `folder` lacks, those of this process's number."""
+        folder.mkdir(parents=True, exist_ok=True)
+        processes, count = self._processes, len(self._pictures)
+        if processes.is_main:
+            (folder / "cache.json").write_text(json.dumps(description, indent=1))
+            _remove_left(folder)
+        shards = [range(first, min(first + SHARD, count)) for first in range(0, count, SHARD)]
+        own = range(processes.rank, len(shards), processes.count)
+        missing = [number for number in own if not _is_complete(_shard(folder, number))]
+        for number in tqdm(missing, desc=f"encoding {folder.name}", unit="shard"):
+            path = _shard(folder, number)
+            if _is_complete(path):  # by another run, in the meantime
+                continue
+            tensors = make(shards[number])
+            # Runs that share the cache may write the same shard, each under a name of its own.
+            aside = path.with_suffix(f".{uuid4().hex}.partial")
+            save_file(tensors, aside)
+            sync(aside)
+            os.replace(aside, path)
+            sync(folder)
+        processes.wait()
 
 
 def _clean_shard(
-    pictures: TrainingPictures, indices: range, *, encode: Callable[[Tensor], Tensor]
+    pictures: TrainingPictures, indices: range, *, encode: Callable[[Tensor], Tensor], workers: int
 ) -> dict[str, Tensor]:
-    batches = _ahead(_batches(indices), lambda each: _crops(pictures, each))
+    batches = _ahead(_batches(indices), lambda each: _crops(pictures, each), workers)
     return {"clean": torch.cat([encode(images) for images in batches])}
 
 
@@ -179,12 +223,13 @@ def _measured_shard(
     indices: range,
     *,
     encode: Callable[[Tensor], Tensor],
+    workers: int,
 ) -> dict[str, Tensor]:
     def prepare(each: range) -> dict[str, Tensor]:
         return _measurements(pictures, each, degradation, noise_range, draws)
 
     parts: dict[str, list[Tensor]] = {}
-    for batch in _ahead(_batches(indices), prepare):
+    for batch in _ahead(_batches(indices), prepare, workers):
         images = batch.pop("images").flatten(0, 1).split(ENCODED_AT_ONCE)
         latents = torch.cat([encode(some) for some in images])
         batch["measured"] = latents.unflatten(0, (-1, draws))
@@ -245,41 +290,26 @@ def _batches(indices: range) -> list[range]:
     return [indices[i : i + ENCODED_AT_ONCE] for i in range(0, len(indices), ENCODED_AT_ONCE)]
 
 
-def _ahead(items: Iterable[Item], prepare: Callable[[Item], Prepared]) -> Iterator[Prepared]:
-    """`prepare` each item in a thread, one ahead, so that the encoder does not wait for it."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = None
+def _ahead(
+    items: Iterable[Item], prepare: Callable[[Item], Prepared], workers: int
+) -> Iterator[Prepared]:
+    """`prepare` items in threads, as many ahead as there are, so that the encoder never waits."""
+    with ThreadPoolExecutor(workers) as pool:
+        coming: deque[Future[Prepared]] = deque()
         for item in items:
-            following = pool.submit(prepare, item)
-            if coming is not None:
-                yield coming.result()
-            coming = following
-        if coming is not None:
-            yield coming.result()
+            coming.append(pool.submit(prepare, item))
+            if len(coming) > workers:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
 
 
-def _fill(
-    folder: Path,
-    description: dict[str, Any],
-    count: int,
-    make: Callable[[range], dict[str, Tensor]],
-    processes: Processes,
-) -> None:
-    """Write the shards that `folder` lacks, those of this process's number."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if processes.is_main:
-        (folder / "cache.json").write_text(json.dumps(description, indent=1))
-    shards = [range(first, min(first + SHARD, count)) for first in range(0, count, SHARD)]
-    own = [number for number in range(len(shards)) if number % processes.count == processes.rank]
-    missing = [number for number in own if not _is_complete(_shard(folder, number))]
-    for number in tqdm(missing, desc=f"encoding {folder.name}", unit="shard"):
-        tensors = make(shards[number])
-        aside = _shard(folder, number).with_suffix(".partial")
-        save_file(tensors, aside)
-        sync(aside)
-        os.replace(aside, _shard(folder, number))
-        sync(folder)
-    processes.wait()
+def _remove_left(folder: Path) -> None:
+    """Remove what runs that were killed have left; what is young, a run may be writing."""
+    for path in folder.glob("*.partial"):
+        with suppress(FileNotFoundError):  # another run has removed or renamed it
+            if time.time() - path.stat().st_mtime > LEFT_SECONDS:
+                path.unlink()
 
 
 def _shard(folder: Path, number: int) -> Path:
@@ -300,11 +330,11 @@ class _Shards:
     """Rows of the tensors in a folder of shards, read when asked for."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._open: dict[int, Any] = {}
 
     def row(self, name: str, index: int) -> Tensor:
         number, row = divmod(index, SHARD)
         if number not in self._open:
-            self._open[number] = safe_open(_shard(self._folder, number), "pt").__enter__()
+            self._open[number] = safe_open(_shard(self.folder, number), "pt").__enter__()
         return self._open[number].get_slice(name)[row]

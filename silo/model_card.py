@@ -48,7 +48,7 @@ def render_operator_card(operator: LatentOperator, example: str | None = None) -
         pictures=f"{training['photos']:,}",
         dataset=_dataset(training),
         crops=f"{training['pictures']:,}",
-        noise_draws=training["noise_draws"],
+        measurements=_counted(training["noise_draws"], "measurement"),
         recipe=_recipe(training),
         source=_source(metadata.get("source")),
         stand_in=_stand_in(metadata),
@@ -180,6 +180,10 @@ def _source(source: str | None) -> str:
     return f"\n{note}\n\n{indent(source.strip(), '    ')}\n"
 
 
+def _counted(count: int, thing: str) -> str:
+    return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
 def _listed(parameters: dict[str, Any]) -> str:
     listed = ", ".join(f"{name} {value}" for name, value in parameters.items())
     return f" ({listed})" if listed else ""
@@ -219,6 +223,8 @@ def _command(metadata: dict[str, Any]) -> str:
         f"--lr_scheduler {training['schedule']}",
         f"--eta {metadata['eta']} --seed {training['seed']}",
     ]
+    if "mixed_precision" in training:  # not recorded before it depended on the device
+        options.append(f"--mixed_precision {training['mixed_precision']}")
     return " \\\n        ".join(options)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,12 @@ def load_degradation(place: str) -> OwnDegradation:
         )
     content = path.read_bytes()
     sha256 = hashlib.sha256(content).hexdigest()
+    try:
+        source = content.decode()
+    except UnicodeDecodeError as error:
+        raise BadDegradation(
+            f"{path} is not UTF-8, as the model card is: save it as UTF-8."
+        ) from error
     found: Any = getattr(_run(path, sha256), function, None)
     if not callable(found):
         raise BadDegradation(f"{path} defines no function {function}: check its name.")
@@ -64,7 +71,7 @@ def load_degradation(place: str) -> OwnDegradation:
     except (OperatorError, ValueError) as error:
         raise BadDegradation(f"{path}: {error}") from error
     parameters = {"name": operator.name, "sha256": operator.sha256}
-    return OwnDegradation(function, Degradation(FUNCTION, parameters), content.decode())
+    return OwnDegradation(function, Degradation(FUNCTION, parameters), source)
 
 
 def check_degradation(degradation: Degradation, size: int) -> None:
@@ -110,7 +117,7 @@ def _apply(degradation: Degradation, pictures: Tensor) -> Tensor:
         result = operator.forward(pictures, mask, torch.Generator().manual_seed(0))
     except OperatorError:
         raise
-    except Exception as error:  # whatever somebody's function raises
+    except (Exception, SystemExit) as error:  # whatever somebody's function raises
         raise BadDegradation(
             f"The degradation fails on images {tuple(pictures.shape)}: {type(error).__name__}: "
             f"{error}"
@@ -154,9 +161,11 @@ def _run(path: Path, sha256: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"degradation_{sha256[:12]}", path)
     assert spec is not None and spec.loader is not None, "a .py file has a loader"
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses and pickle look for what it defines
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever somebody's file raises
+    except (Exception, SystemExit) as error:  # whatever somebody's file raises
+        del sys.modules[spec.name]
         raise BadDegradation(f"{path} cannot be run: {type(error).__name__}: {error}") from error
     return module
 

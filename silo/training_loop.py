@@ -44,7 +44,7 @@ class TrainingLoop(Generic[Model]):
         average: the exponential moving average of its weights: the result.
         log: the losses.
         step: how many steps are done.
-        seconds: that this process has spent in steps, what the caller does there included.
+        seconds: that this process has spent in steps, each from its generator to its update.
     """
 
     def __init__(
@@ -97,6 +97,7 @@ class TrainingLoop(Generic[Model]):
         self._processes, self._report = processes, report
         self._is_main = processes is None or processes.is_main
         self.step, self.seconds = 0, 0.0
+        self._started = time.monotonic()
         self._sums: dict[str, float] = {}
         self._interruption = Interruption()
         self._stopping = False
@@ -121,10 +122,9 @@ class TrainingLoop(Generic[Model]):
         )
         with bar, signals_postponed() as self._interruption:
             while self.step < self._steps:
-                started = time.monotonic()
+                self._started = time.monotonic()
                 # From (seed, step) alone: a resumed run repeats an unbroken one.
                 yield torch.Generator().manual_seed(self._seed * 1_000_003 + self.step)
-                self.seconds += time.monotonic() - started
                 if self._is_main:
                     self._keep()
                 bar.update()
@@ -138,36 +138,40 @@ class TrainingLoop(Generic[Model]):
         """One optimizer step on the sum of `losses`.
 
         Raises:
-            NumericalError: the loss is not finite; the last checkpoint stays as it is.
+            NumericalError: the loss or its gradient is not finite; the weights and the last
+                checkpoint stay as they are.
         """
         loss = torch.stack(list(losses.values())).sum()
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self._processes is not None:
+            self._average_gradients(self._processes)
+        longest = math.inf if self._gradient_norm is None else self._gradient_norm
+        norm = nn.utils.clip_grad_norm_(self._trained, longest)
         # The processes have to agree on whether to go on: one that left would keep the others
         # waiting for its gradients.
         asked_to_stop = loss.new_tensor(float(self._interruption.signal_number is not None))
-        shared = torch.stack([*(value.detach() for value in losses.values()), asked_to_stop])
+        shared = torch.stack([*(value.detach() for value in losses.values()), norm, asked_to_stop])
         if self._processes is not None:
             self._processes.average_(shared)
-        *values, stopping = shared.tolist()
+        # Read all at once, since a GPU is waited for each time.
+        *values, norm_value, stopping = shared.tolist()
         self._stopping = stopping > 0
-        if not all(math.isfinite(value) for value in values):
+        if not all(math.isfinite(value) for value in (*values, norm_value)):
+            what = "gradient" if all(math.isfinite(value) for value in values) else "loss"
             raise NumericalError(
-                f"the loss is not finite at step {self.step + 1}; the last checkpoint is kept: "
+                f"the {what} is not finite at step {self.step + 1}; the last checkpoint is kept: "
                 "resume with a lower learning rate."
             )
         factor = 1.0 if self._schedule == "constant" else warmup_cosine(self.step, self._steps)
         for group in self._optimizer.param_groups:
             group["lr"] = self._learning_rate * factor
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if self._processes is not None:
-            self._average_gradients(self._processes)
-        if self._gradient_norm is not None:
-            nn.utils.clip_grad_norm_(self._trained, self._gradient_norm)
         self._optimizer.step()
         checkpoints.update_average(self.average, self.model, self.step, self._decay)
         for name, value in zip(losses, values, strict=True):
             self._sums[name] = self._sums.get(name, 0.0) + value / LOG_EVERY
         self.step += 1
+        self.seconds += time.monotonic() - self._started
 
     def _average_gradients(self, processes: Processes) -> None:
         gradients = [p.grad for p in self._trained if p.grad is not None]

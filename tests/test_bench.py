@@ -42,6 +42,8 @@ def test_everything_that_is_timed_runs_and_the_report_holds_it(tiny_prior: Laten
     table = bench.table(report)
     for name in (*seconds, "quick", "balanced", "paper", "resample"):
         assert f"| {name} |" in table
+    uncached = report["operator_training_samples_a_second"]["latents_not_cached"]
+    assert f"with cached latents, {uncached:.1f} without" in table
 
 
 def test_figures_follow_from_the_parts() -> None:
@@ -60,6 +62,9 @@ def test_figures_follow_from_the_parts() -> None:
     assert report["times_faster_than_psld"]["quick"] == pytest.approx(9002 / 42)
     assert report["operator_training_steps_a_second"] == pytest.approx(4)
     assert report["encoded_pictures_a_second"] == pytest.approx(2)
+    samples = report["operator_training_samples_a_second"]
+    assert samples["latents_cached"] == pytest.approx(8 / 0.25)
+    assert samples["latents_not_cached"] == pytest.approx(8 / (0.25 + 16 / 2))
 
 
 def test_cases_take_turns_and_the_first_round_does_not_count() -> None:

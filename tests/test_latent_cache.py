@@ -1,19 +1,23 @@
 import os
 import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from operators.degradation import Degradation
+from operators.function import FUNCTION, register
 from operators.pixel import measure
 from silo.data import list_photos
 from silo.errors import Stopped
 from silo.latent_cache import SHARD, LatentCache
 from silo.prior import LatentPrior
 from silo.processes import Processes
-from silo.training_pictures import Augmentation, TrainingPictures
+from silo.training_pictures import END, Augmentation, TrainingPictures
 
 COUNT = SHARD + 6  # two shards
 ONE = Processes(cpu=True)
@@ -35,7 +39,7 @@ def _open(
     draws: int = 1,
     processes: Processes = ONE,
 ) -> LatentCache:
-    return LatentCache(
+    cache = LatentCache(
         folder,
         prior,
         pictures,
@@ -45,6 +49,8 @@ def _open(
         draws=draws,
         processes=processes,
     )
+    cache.encode()
+    return cache
 
 
 def test_pairs_are_the_encoded_picture_and_the_encoded_measurement(
@@ -121,6 +127,47 @@ def test_an_interrupted_cache_goes_on_and_ends_up_the_same(
     assert not list((tmp_path / "broken").rglob("*.partial"))
 
 
+def test_pictures_are_prepared_by_several_threads_and_kept_in_order(
+    tmp_path: Path, tiny_prior: LatentPrior, pictures: TrainingPictures, monkeypatch
+) -> None:
+    free, few = Degradation("inpainting_free"), replace(pictures, count=40)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    alone = _open(tmp_path / "alone", tiny_prior, few, free, (0.0, 0.05), draws=2)
+    crop, together = TrainingPictures.crop, threading.Barrier(3)
+
+    def met(self: TrainingPictures, index: int) -> torch.Tensor:
+        if index in (0, 8, 16):  # the first of three batches: they wait for each other
+            together.wait(timeout=60)
+        return crop(self, index)
+
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr(TrainingPictures, "crop", met)
+    shared = _open(tmp_path / "shared", tiny_prior, few, free, (0.0, 0.05), draws=2)
+    every = torch.arange(80)
+    one, two = alone.pairs(every), shared.pairs(every)
+    assert torch.equal(one.clean, two.clean) and torch.equal(one.measured, two.measured)
+    assert one.mask is not None and two.mask is not None and torch.equal(one.mask, two.mask)
+
+
+def test_a_function_of_ones_own_never_runs_twice_at_once(
+    tmp_path: Path, tiny_prior: LatentPrior, pictures: TrainingPictures, monkeypatch
+) -> None:
+    running, threads = threading.Lock(), set()
+
+    def alone(images: torch.Tensor) -> torch.Tensor:
+        assert running.acquire(blocking=False)
+        threads.add(threading.get_ident())
+        running.release()
+        return images
+
+    monkeypatch.setattr("operators.function._REGISTERED", {})
+    operator = register(alone, "alone", "0" * 64)
+    parameters = {"name": operator.name, "sha256": operator.sha256}
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    _open(tmp_path, tiny_prior, replace(pictures, count=40), Degradation(FUNCTION, parameters))
+    assert len(threads) == 1
+
+
 def test_a_signal_stops_encoding_with_one_line(
     tmp_path: Path, tiny_prior: LatentPrior, pictures: TrainingPictures, monkeypatch
 ) -> None:
@@ -156,7 +203,7 @@ def test_the_key_names_everything_the_latents_depend_on(
     def key(pictures: TrainingPictures = few, **changes) -> str:
         return _open(tmp_path, tiny_prior, pictures, **changes).key
 
-    renamed = replace(few.files[0], size=few.files[0].size + 1)
+    renamed = replace(few.files[0], name="another")
     keys = [
         key(),
         key(replace(few, files=(renamed,))),
@@ -171,9 +218,64 @@ def test_the_key_names_everything_the_latents_depend_on(
     next(iter(tiny_prior._vae.parameters())).data += 0.01
     assert len({*keys, key()}) == len(keys) + 1
     # The noise level of a description is for restoring, and copies of a folder are the same.
-    moved = replace(few.files[0], path=few.files[1].path, name=few.files[0].name)
+    content = few.files[0].read(0, few.files[0].size)
+    (tmp_path / "shard.tar").write_bytes(b"before" + content + b"after")
+    moved = replace(few.files[0], path=tmp_path / "shard.tar", offset=len(b"before"))
     same = [key(degradation=X4.with_noise(0.3)), key(replace(few, files=(moved, *few.files[1:])))]
     assert set(same) == {key()}
+
+
+@pytest.mark.parametrize("row", [0, 399])
+def test_a_picture_that_was_repainted_in_place_is_another_one(tmp_path: Path, row: int) -> None:
+    path = tmp_path / "photos" / "p.bmp"
+    path.parent.mkdir()
+    picture = Image.new("RGB", (400, 400), "red")
+    picture.save(path)
+    size = path.stat().st_size
+
+    def describe() -> dict[str, Any]:
+        return TrainingPictures(
+            tuple(list_photos([path.parent], "all")), 1, 32, Augmentation(), seed=0
+        ).describe()
+
+    before = describe()
+    assert describe() == before
+    picture.putpixel((200, row), (0, 0, 255))
+    picture.save(path)
+    assert path.stat().st_size == size > 2 * END and describe() != before
+
+
+def test_runs_that_share_a_folder_write_the_same_shard_without_harm(
+    tmp_path: Path, tiny_prior: LatentPrior, pictures: TrainingPictures, monkeypatch
+) -> None:
+    """The second one encodes and writes a shard while the first is about to write it."""
+    few, renamed = replace(pictures, count=4), os.replace
+
+    def overtaken(source: Path, target: Path) -> None:
+        monkeypatch.setattr("os.replace", renamed)
+        other = _open(tmp_path, tiny_prior, few)
+        assert other.encoded == 8
+        renamed(source, target)
+
+    monkeypatch.setattr("os.replace", overtaken)
+    cache = _open(tmp_path, tiny_prior, few)
+    assert cache.encoded == 4  # of the measurements, it uses the other's
+    assert cache.pairs(torch.arange(4)).clean.isfinite().all()
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_what_killed_runs_have_left_is_removed_and_what_others_write_is_not(
+    tmp_path: Path, tiny_prior: LatentPrior, pictures: TrainingPictures
+) -> None:
+    few = replace(pictures, count=4)
+    _open(tmp_path, tiny_prior, few)
+    (folder,) = tmp_path.glob("clean-*")
+    old, young = folder / "00007.a.partial", folder / "00008.b.partial"
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    _open(tmp_path, tiny_prior, few)
+    assert young.exists() and not old.exists()
 
 
 def test_processes_share_the_shards(

@@ -38,6 +38,7 @@ FAULTS = {
     "return images.mul_(0.5)": "work on a copy",
     "return images @ images[..., :5, :]": "RuntimeError",
     "return undefined": "NameError",
+    "raise SystemExit(3)": "SystemExit: 3",
 }
 
 
@@ -81,6 +82,36 @@ def test_describing_a_function_runs_nothing_and_using_it_needs_the_file() -> Non
             Degradation("function", parameters)
 
 
+def test_a_file_may_define_dataclasses_whose_annotations_are_texts(tmp_path: Path) -> None:
+    text = """
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Fading:
+    rate: float
+
+    def __call__(self, images):
+        return images * self.rate
+
+
+fade = Fading(0.5)
+"""
+    own = load_degradation(f"{_write(tmp_path, text)}:fade")
+    check_degradation(own.degradation, 32)
+    faded = own.degradation.operator().forward(torch.ones(1, 3, 8, 8))
+    assert torch.equal(faded, torch.full((1, 3, 8, 8), 0.5))
+
+
+def test_a_file_in_another_encoding_is_refused_though_python_could_run_it(tmp_path: Path) -> None:
+    text = "# -*- coding: latin-1 -*-\n# gr\xfcn\ndef f(images):\n    return images\n"
+    (tmp_path / "mine.py").write_bytes(text.encode("latin-1"))
+    with pytest.raises(BadDegradation, match="save it as UTF-8"):
+        load_degradation(f"{tmp_path / 'mine.py'}:f")
+
+
 @pytest.mark.parametrize(("body", "message"), FAULTS.items())
 def test_a_faulty_function_is_refused_with_what_to_change(
     tmp_path: Path, body: str, message: str
@@ -98,6 +129,7 @@ def test_a_faulty_function_is_refused_with_what_to_change(
         ("def f(): return 1", "{file}:f", r"of \(images\)"),
         ("def f(a, b, c): return a", "{file}:f", r"of \(images\)"),
         ("1 / 0", "{file}:f", "cannot be run: ZeroDivisionError"),
+        ("import sys; sys.exit('no')", "{file}:f", "cannot be run: SystemExit: no"),
         ("", "nowhere.py:f", "no Python file nowhere.py"),
         ("", "nowhere.json", "no file nowhere.json"),
     ],

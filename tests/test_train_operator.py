@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,16 +24,19 @@ from operators.convolutional import PaperCNN
 from operators.latent import LatentOperator
 from operators.readout import ReadoutOperator
 from silo.__main__ import main
-from silo.data import Photo, center_crop
+from silo.data import Photo, center_crop, list_photos
+from silo.errors import BadRequest
 from silo.images import load_image
 from silo.model_card import NO_LICENSE, read_license
 from silo.operator_presets import PRESETS
 from silo.processes import Processes
+from silo.train_operator import pick_training_dtype
 from silo.training_log import TrainingLog
 from silo.training_loop import warmup_cosine
 from tests.hub_server import File, Hub
 
 ROOT = Path(__file__).parent.parent
+PAPER_CNN = ["--preset", "paper-cnn", "--resolution", "128"]
 # Random weights make latents that hardly differ: too little to learn from.
 EMBEDDED = ["--pretrained_model_name_or_path", "tiny"]
 
@@ -67,7 +71,9 @@ def test_an_operator_learns_and_says_how_well(options: list[str], tmp_path: Path
     errors = operator.metadata["errors"]
     assert errors["l1"] < 0.9 * errors["l1_identity"]
     assert json.loads(output.splitlines()[-1])["l1"] == errors["l1"]
-    log = TrainingLog(tmp_path / "out/.training/inpainting_box/validation.jsonl").read()
+    path = tmp_path / "out/.training/inpainting_box/validation.jsonl"
+    log = TrainingLog(path).read()
+    assert len(path.read_text().splitlines()) == 2  # the last step is validated once
     assert [line["step"] for line in log] == [30, 60]
     assert log[1]["l1"] < log[0]["l1"] and log[0]["l1_identity"] == log[1]["l1_identity"]
 
@@ -87,6 +93,7 @@ def test_a_few_pictures_are_restored_and_shown(options: list[str], tmp_path: Pat
     assert example.shape == (1, 3, 128, 3 * 128)
     torch.testing.assert_close(example[0, :, :, :128], astronaut, atol=0.01, rtol=0)
     assert "$" not in card and "--max_train_steps 1 " in card and "1 held-out pictures" in card
+    assert "--mixed_precision no\n" in card and "2 measurements of each" in card
 
 
 def test_the_pictures_may_come_from_the_hub(
@@ -321,10 +328,16 @@ def test_a_finished_run_goes_on_and_another_one_does_not_touch_it(
     assert _train(*options) == 0  # nothing left to do
     for name, weight in _weights(tmp_path / "out" / "super_resolution_x4").items():
         assert torch.equal(weight, weights[name])
+    assert _train(*options, "--max_train_steps", "2") == 0  # it has done 3
+    folder = tmp_path / "out" / "super_resolution_x4"
+    assert LatentOperator.from_pretrained(folder).metadata["training"]["steps"] == 3
+    assert "--max_train_steps 3 " in (folder / "README.md").read_text()
+    encoded = set((tmp_path / "latents").iterdir())
     assert _train(*options, "--learning_rate", "0.5") == 2
     assert "learning_rate" in capsys.readouterr().err
     assert _train(*options, "--pictures", "13") == 2
-    capsys.readouterr()
+    assert "other pictures" in capsys.readouterr().err
+    assert set((tmp_path / "latents").iterdir()) == encoded
     more = ["--learning_rate", "0.5", "--resume_from_checkpoint", "none"]
     assert _train(*options, *more) == 0
 
@@ -336,7 +349,15 @@ def test_a_finished_run_goes_on_and_another_one_does_not_touch_it(
         (["--report_to", "wandb"], "pip install wandb"),
         (["--report_to", "paper"], "tensorboard, wandb"),
         (["--resolution", "50"], "multiple of 32"),
-        (["--pictures", "0"], "above 0"),
+        (["--pictures", "0"], "--pictures must be above 0"),
+        (["--learning_rate", "nan"], "--learning_rate must be above 0"),
+        (["--checkpointing_steps", "0"], "--checkpointing_steps must be above 0"),
+        (["--checkpoints_total_limit", "0"], "--checkpoints_total_limit must be above 0"),
+        (["--validation_steps", "0"], "--validation_steps must be above 0"),
+        (["--num_validation_images", "-1"], "0 or more"),
+        (["--task", "super_resolution_x4", "inpainting_free", *PAPER_CNN], "reads no mask"),
+        ([*PAPER_CNN, "--resolution", "64", "--num_validation_images", "1"], "at 128 pixels"),
+        (["--output_dir", __file__], "choose another --output_dir"),
         (["--train_data_dir", "nowhere"], "nowhere"),
         (["--degradation", "nowhere.py:f"], "nowhere.py"),
         (["--task", "blur"], "gaussian_blur"),
@@ -348,7 +369,53 @@ def test_a_wrong_call_is_one_line_and_writes_nothing(
     assert _train(*options, *wrong) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert message in line
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out").exists() and not (tmp_path / "latents").exists()
+
+
+def test_without_a_picture_to_hold_out_nothing_is_encoded(
+    options: list[str], photo_folder: Path, tmp_path: Path, capsys
+) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    for photo in list_photos([photo_folder], "train")[:30]:
+        shutil.copy(photo.path, few)
+    assert _train(*options, "--train_data_dir", str(few)) == 2
+    assert "1 in 40" in capsys.readouterr().err
+    assert not (tmp_path / "latents").exists()
+
+
+@pytest.mark.parametrize(
+    ("side", "images", "fails_at"), [(64, 0, None), (128, 0, 64), (64, 1, 128)]
+)
+def test_a_function_is_tried_at_every_size_that_it_will_meet(
+    options: list[str], tmp_path: Path, capsys, side: int, images: int, fails_at: int | None
+) -> None:
+    """It is trained at 64 pixels; validations restore at the prior's 128."""
+    lines = ["import torch", "def fog(images):", f"    return images * torch.ones({side}, {side})"]
+    (tmp_path / "mine.py").write_text("\n".join(lines))
+    more = ["--degradation", f"{tmp_path / 'mine.py'}:fog", "--task", "fog"]
+    code = _train(*options, *more, "--num_validation_images", str(images))
+    assert code == (0 if fails_at is None else 2)
+    assert (tmp_path / "latents").exists() == (fails_at is None)
+    if fails_at is not None:
+        assert f"fails on images (3, 3, {fails_at}, {fails_at})" in capsys.readouterr().err
+
+
+def test_the_number_format_is_the_devices_unless_it_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu, cuda, mps = (torch.device(name) for name in ("cpu", "cuda", "mps"))
+    for has_bfloat16, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation, has=has_bfloat16: has
+        )
+        assert pick_training_dtype(cuda, None) == expected
+        assert pick_training_dtype(cuda, "no") == torch.float32
+    assert pick_training_dtype(cpu, None) == pick_training_dtype(mps, None) == torch.float32
+    assert pick_training_dtype(cpu, "bf16") == torch.bfloat16
+    for device in (cuda, mps):
+        with pytest.raises(BadRequest, match="bfloat16"):
+            pick_training_dtype(device, "bf16")
 
 
 def _process(options: list[str], *launcher: str) -> subprocess.Popen[str]:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -134,6 +135,49 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_state_kept(tmp_path:
     with pytest.raises(NumericalError, match="step 3"):
         run(4, poison=True)
     assert torch.equal(run(2, poison=False).model.weight, good)
+
+
+def test_the_time_of_steps_ends_with_the_update(tmp_path: Path, monkeypatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("silo.training_loop.time", SimpleNamespace(monotonic=lambda: now))
+    model = torch.nn.Linear(2, 1)
+    loop = TrainingLoop(
+        model, tmp_path, steps=3, learning_rate=0.1, decay=0.9, seed=0, checkpointing_steps=9
+    )
+    for _ in loop:
+        now += 2  # latents are read
+        loop.update({"loss": model(torch.ones(1, 2)).square().mean()})
+        now += 100  # a validation
+    assert loop.seconds == 6
+
+
+@pytest.mark.parametrize("gradient_norm", [1.0, None])
+def test_a_gradient_that_is_not_finite_stops_before_it_reaches_the_weights(
+    tmp_path: Path, gradient_norm: float | None
+) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(2, 1)
+    loop = TrainingLoop(
+        model,
+        tmp_path,
+        steps=2,
+        learning_rate=0.1,
+        decay=0.9,
+        seed=0,
+        checkpointing_steps=1,
+        gradient_norm=gradient_norm,
+    )
+    good = None
+    with pytest.raises(NumericalError, match="gradient is not finite at step 2"):
+        for _ in loop:
+            if good is None:
+                loop.update({"loss": model(torch.ones(1, 2)).square().mean()})
+                good = model.weight.clone()
+            else:  # 0, whose square root has no slope
+                loop.update({"loss": (0 * model(torch.ones(1, 2))).square().mean().sqrt()})
+    assert good is not None and torch.equal(model.weight, good)
+    step, kept = checkpoints.latest(tmp_path) or (0, {})
+    assert step == 1 and torch.equal(kept["model.weight"], good)
 
 
 @pytest.fixture

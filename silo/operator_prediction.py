@@ -1,0 +1,70 @@
+"""H_theta's prediction in training, for operators with and without features of the denoiser."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from operators.latent import LatentOperator
+from silo.latent_cache import LatentPairs
+from silo.prior import LatentPrior, PromptEmbedding
+from silo.schedule import noised
+
+
+@dataclass(frozen=True)
+class Noising:
+    """What the denoiser is given, to read its features: (B,) timesteps and (B, C, h, w) noise."""
+
+    timesteps: Tensor
+    noise: Tensor
+
+
+def draw_noising(
+    operator: LatentOperator, prior: LatentPrior, batch: int, side: int, generator: torch.Generator
+) -> Noising | None:
+    """A timestep from 1 to T - 1 and noise for each sample; None for operators without features."""
+    if not operator.needs_features:
+        return None
+    size = side // prior.scale_factor
+    timesteps = torch.randint(1, len(prior.alphas_cumprod), (batch,), generator=generator)
+    noise = torch.randn(batch, prior.latent_channels, size, size, generator=generator)
+    return Noising(timesteps, noise)
+
+
+def predict(
+    operator: LatentOperator,
+    prior: LatentPrior,
+    prompt: PromptEmbedding,
+    pairs: LatentPairs,
+    noising: Noising | None,
+    share: slice,
+) -> Tensor:
+    """H_theta of the clean latents (B, C, h, w), on the prior's device.
+
+    Args:
+        operator: H_theta.
+        prior: whose denoiser it may read.
+        prompt: the empty one.
+        pairs: the samples, on the prior's device.
+        noising: for the whole batch; None for an operator without features.
+        share: which of the batch `pairs` are.
+    """
+    features = time_embedding = None
+    if noising is not None:
+        timesteps = noising.timesteps[share]
+        alpha_bar = prior.alphas_cumprod[timesteps].float().view(-1, 1, 1, 1).to(prior.device)
+        noisy = noised(pairs.clean, noising.noise[share].to(prior.device), alpha_bar)
+        with torch.no_grad():
+            prediction = prior.predict(noisy, timesteps.to(prior.device), prompt, features=True)
+        features, time_embedding = prediction.features, prediction.time_embedding
+    with_embedding = operator.needs_sigma_embedding
+    return operator(
+        pairs.clean,
+        pairs.noise_sigma,
+        mask=pairs.mask,
+        features=features,
+        time_embedding=time_embedding,
+        sigma_embedding=prior.sigma_embedding(pairs.noise_sigma) if with_embedding else None,
+    )

@@ -100,7 +100,7 @@ class LatentCache:
         draws: int,
         processes: Processes,
     ) -> None:
-        """Say what the cache in `folder` is to hold; nothing is read or written yet.
+        """Say what the cache in `folder` is to hold; nothing is encoded or written yet.
 
         Args:
             folder: of all caches; each has a folder of its own inside.

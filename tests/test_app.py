@@ -1,8 +1,10 @@
 import asyncio
 import socket
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import gradio as gr
 import pytest
@@ -14,16 +16,19 @@ from operators.degradation import Degradation
 from silo.caption import Captioner
 from silo.errors import BadMask, BadRequest
 from silo.images import Fit, from_pil, read_parameters, save_png
+from silo.masks import load_mask
 from silo.prior import LatentPrior
 from silo.request import PRESETS, RestorationRequest
 from silo.restorer import Measured, Result
+from silo.ui import inputs, outputs
 from silo.ui.cache import keep
 from silo.ui.examples import EXAMPLES, example_photo
+from silo.ui.inputs import CLEAN
 from silo.ui.mask_painter import invert, paint_mask_file, painted_mask, view, wants_mask
 from silo.ui.models import Models
 from silo.ui.outputs import CAUTION
 from silo.ui.page import build
-from silo.ui.restoring import gpu_seconds
+from silo.ui.restoring import Restoring, gpu_seconds
 from silo.ui.results import deviation, save_result, save_uncertainty
 from silo.ui.running import Run, Runs
 from silo.ui.saved_settings import Weights, read_settings
@@ -144,6 +149,17 @@ def test_a_scratch_survives_from_the_mask_file_to_the_mask(tmp_path: Path) -> No
     assert mask.shape == (1, 1, height, width)
     assert (mask[0, 0, 451] == 0).all()
     assert mask.mean() > 0.99
+
+    # While the canvas shows the file's mask, it is the file's, to the pixel; touched up, it is not.
+    exact = load_mask(mask_file)
+    assert not torch.equal(mask, exact)
+    untouched = painted_mask(opened(canvas), (height, width), str(mask_file))
+    assert untouched is not None and torch.equal(untouched, exact)
+    edited = opened(canvas)
+    edited["layers"][0].paste((255, 255, 255, 255), (10, 20, 30, 40))
+    touched_up = painted_mask(edited, (height, width), str(mask_file))
+    assert touched_up is not None and touched_up[0, 0, 45, 30] == 0
+    assert torch.equal(touched_up[..., 100:, :], mask[..., 100:, :])
 
 
 def test_nothing_painted_is_no_mask() -> None:
@@ -337,6 +353,39 @@ def test_a_run_is_known_while_it_lasts_and_remembers_its_last_estimate() -> None
     cut_off.close()  # what gradio does when a tab is closed
     assert runs.of("visitor") is None and run.ended.is_set()
     assert run.step == 2 and run.estimate is not None and run.estimate[0] == 1
+
+
+def test_stop_ends_a_run_after_the_step_under_way(
+    tiny_prior: LatentPrior, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "cache"))
+    visit = cast(gr.Request, SimpleNamespace(session_hash="a"))
+    models = Models(lambda _: tiny_prior)
+
+    async def lay_out() -> tuple[inputs.Settings, outputs.Outputs]:
+        with gr.Blocks():
+            return inputs.lay_out(models)[0], outputs.lay_out()
+
+    settings, shown = asyncio.run(lay_out())
+    restoring = Restoring(models, lambda: Captioner(device=torch.device("cpu")), settings, shown)
+    photo = tmp_path / "photo.png"
+    save_png(photo, torch.zeros(3, 64, 64))
+    given = {field: getattr(field, "value", None) for field in settings.all()}
+    given |= {settings.photo: str(photo), settings.steps: 50, settings.source: CLEAN}
+
+    running = restoring.restore(given, visit)
+    next(running)  # the measurement
+    next(running)  # the first step
+    run = restoring.runs.of("a")
+    assert run is not None
+    with ThreadPoolExecutor(1) as pool:
+        stop = pool.submit(restoring.stop, visit)
+        run.stopping.wait()
+        last = next(running)
+        assert next(running, None) is None
+        assert tiny_prior.nfe == run.step == 2  # the one under way when Stop was pressed, no more
+        assert "Stopped after 2 of 50 steps" in last[shown.status]
+        assert stop.result()[shown.status] == last[shown.status]
 
 
 def test_a_run_that_failed_is_not_kept() -> None:

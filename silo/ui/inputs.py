@@ -28,6 +28,7 @@ class Settings:
     photo: gr.File
     source: gr.Radio
     canvas: gr.ImageEditor
+    mask_file: gr.UploadButton
     preset: gr.Radio
     faithfulness: gr.Slider
     steps: gr.Slider
@@ -51,7 +52,6 @@ class Tools:
 
     examples: list[gr.Button]
     painter: gr.Column
-    mask_file: gr.UploadButton
     invert: gr.Button
     describe: gr.Button
     new_seed: gr.Button
@@ -127,7 +127,7 @@ def lay_out(models: Models) -> tuple[Settings, Tools]:
             models.priors(), label="Image model (prior)", filterable=False, elem_id="prior"
         )
         operator = gr.Dropdown(
-            models.operators(),
+            models.operators(models.default, next(iter(TASKS))),
             value=AUTOMATIC,
             label="Model of the damage (operator)",
             filterable=False,
@@ -141,13 +141,20 @@ def lay_out(models: Models) -> tuple[Settings, Tools]:
         )
         add_operator = gr.Button("Check and add", size="sm", elem_id="add-operator")
     settings = Settings(
-        *(task, photo, source, canvas, preset, faithfulness, steps, noise_sigma),
+        *(task, photo, source, canvas, mask_file, preset, faithfulness, steps, noise_sigma),
         *(prompt, negative_prompt, guidance_scale, samples, seed, prior, operator),
     )
     return settings, Tools(
-        *(examples, painter, mask_file, invert, describe, new_seed, saved),
+        *(examples, painter, invert, describe, new_seed, saved),
         *(operator_id, add_operator),
     )
+
+
+def fitting_operators(models: Models, task: str, prior: str, operator: str) -> gr.Dropdown:
+    """Return the operators for a task and a prior; the chosen one stays if it is among them."""
+    choices = models.operators(prior, task)
+    kept = operator if operator in (name for _, name in choices) else AUTOMATIC
+    return gr.Dropdown(choices, value=kept)
 
 
 def _example(name: str, cache: str) -> gr.Button:

@@ -4,15 +4,16 @@ import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from huggingface_hub import CacheNotFound, HfApi, ModelCard, constants, scan_cache_dir
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from operators.catalog import SD_PRIOR, TASKS, shelf
+from operators.catalog import SD_PRIOR, SHELF, TASKS, shelf
 from operators.errors import OperatorError, OperatorFileError, OperatorNotFound
-from operators.latent import LatentOperator
+from operators.latent import LatentOperator, architectures
 from operators.pretrained import CONFIG_NAME, WEIGHTS_NAME
 from silo import hub
 from silo.operator_listing import ListedOperator, in_cache, on_shelf
@@ -73,7 +74,7 @@ class Models:
             restorers = self._restorers[name]
             chosen = operator or AUTOMATIC
             if chosen not in restorers:
-                restorers[chosen] = Restorer(restorers[AUTOMATIC].prior, operator=chosen)
+                restorers[chosen] = Restorer(restorers[AUTOMATIC].prior, operator=_place(chosen))
             return restorers[chosen]
 
     def same_prior(self, made_with: Weights) -> str | None:
@@ -95,11 +96,16 @@ class Models:
         Raises:
             SiloError, OperatorError: there is no operator for the request at all.
         """
+        names = {name for _, name in self.operators()}
         pinned = f"{made_with.name.partition('@')[0]}@{made_with.revision}"
-        if pinned in (name for _, name in self.operators()):
+        if pinned in names:
             return pinned
-        usual = self.restorer(prior).parameters(request)["operator"]
-        return AUTOMATIC if Weights(**usual) == made_with else None
+        for choice in (AUTOMATIC, made_with.name):
+            if choice in names:
+                used = self.restorer(prior, choice).parameters(request)["operator"]
+                if Weights(**used) == made_with:
+                    return choice
+        return None
 
     def add(self, text: str) -> Added:
         """Fetch and check the operator at a Hub id, ID@REVISION or pasted link.
@@ -122,12 +128,20 @@ class Models:
         """Return the tasks that there is an operator for."""
         return {entry.task for entry in shelf()} | {added.task for added in self._added.values()}
 
-    def operators(self) -> list[Choice]:
-        """Return the operators as labels with size and licence, and names."""
-        listed = [entry for entry in in_cache() if entry.task in TASKS]
-        shelved = sum(1 for _ in on_shelf())
-        automatic = (f"The one for the task ({shelved} on the shelf)", AUTOMATIC)
-        return [automatic, *((_label(each), f"{each.name}@{each.commit}") for each in listed)]
+    def operators(self, prior: str | None = None, task: str | None = None) -> list[Choice]:
+        """Return the operators as labels with size and licence, and names.
+
+        Args:
+            prior: list only those for this prior's latent space; None for all.
+            task: list only those for this task; None for all.
+        """
+        shelved = [(entry, f"{SHELF.name}/{entry.name}") for entry in on_shelf()]
+        cached = [(entry, f"{entry.name}@{entry.commit}") for entry in in_cache()]
+        return [("The one for the task", AUTOMATIC)] + [
+            (_label(entry), name)
+            for entry, name in (*shelved, *cached)
+            if entry.task in TASKS and task in (None, entry.task) and _fits(entry, prior)
+        ]
 
     def priors(self) -> list[Choice]:
         """Return the priors that an operator is here for, as labels and names."""
@@ -198,6 +212,18 @@ def _cached_priors() -> dict[str, int]:
         return {}
     sizes = {repository.repo_id: repository.size_on_disk for repository in repositories}
     return {name: sizes[p.repo_id] for name, p in HUB_PRIORS.items() if p.repo_id in sizes}
+
+
+def _place(name: str) -> str | Path:
+    """Return what a chosen operator's name stands for: a folder on the shelf, or a Hub id."""
+    return name if "@" in name else SHELF.parent / name
+
+
+def _fits(operator: ListedOperator, prior: str | None) -> bool:
+    """Tell whether an operator is for a prior by name; of None, it is."""
+    reads_latent_alone = not architectures()[operator.architecture].needs_features
+    shared = operator.prior == SD_PRIOR and prior != EMBEDDED_NAME and reads_latent_alone
+    return shared or prior in (None, operator.prior)
 
 
 def _embedded_label() -> str:

@@ -8,7 +8,7 @@ import gradio as gr
 
 from silo.caption import Captioner
 from silo.request import PRESETS
-from silo.ui import api, describing, inputs, outputs
+from silo.ui import api, describing, inputs, outputs, paste
 from silo.ui.examples import EXAMPLES
 from silo.ui.models import Models
 from silo.ui.preparing import Preparing
@@ -39,11 +39,16 @@ def build(models: Models, captioner_factory: Callable[[], Captioner]) -> gr.Bloc
         _wire_preparation(preparing, settings, tools, shown)
         _wire_restoration(restoring, settings, shown)
         describing.wire(tools.describe, settings.photo, settings.prompt, captioner_factory)
+        page.load(None, js=paste.SCRIPT)
         page.load(restoring.presets, None, settings.preset, **QUIET)
-        page.load(
+        listed = page.load(
             preparing.listed, None, [settings.operator, settings.prior, settings.task], **QUIET
         )
-        api.add(restoring)
+        fitting = functools.partial(inputs.fitting_operators, models)
+        chosen = [settings.task, settings.prior, settings.operator]
+        for changed in (listed.then, settings.task.change, settings.prior.change):
+            changed(fitting, chosen, settings.operator, **QUIET)
+        api.add(restoring, models)
     return page
 
 
@@ -77,8 +82,8 @@ def _wire_preparation(
         fields.noise_sigma,
         **QUIET,
     )
-    tools.mask_file.upload(
-        preparing.load_mask, [tools.mask_file, fields.photo], fields.canvas, **QUIET
+    fields.mask_file.upload(
+        preparing.load_mask, [fields.mask_file, fields.photo], fields.canvas, **QUIET
     )
     tools.invert.click(preparing.invert_mask, [fields.canvas, fields.photo], fields.canvas, **QUIET)
     tools.new_seed.click(preparing.new_seed, None, fields.seed, **QUIET)

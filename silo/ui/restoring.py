@@ -133,7 +133,8 @@ class Restoring:
         simulate = given[fields.source] == CLEAN
         mask = None
         if wants_mask(given[fields.task], simulate):
-            mask = painted_mask(given[fields.canvas], (image.shape[-2], image.shape[-1]))
+            size = image.shape[-2], image.shape[-1]
+            mask = painted_mask(given[fields.canvas], size, given[fields.mask_file])
         request = RestorationRequest(
             task=given[fields.task],
             image=image,

@@ -18,6 +18,7 @@ from silo.prior_files import EMBEDDED_NAME
 from silo.ui.models import Models
 from silo.ui.page import build
 from silo.ui.style import CSS, theme
+from silo.ui.timing import Timing
 
 USUAL_PRIOR = os.environ.get("SILO_PRIOR", EMBEDDED_NAME)
 MAX_WAITING = 20  # visitors; one more is told that the queue is full
@@ -42,12 +43,20 @@ def load_captioner() -> Captioner:
 
 def main() -> None:
     """Load the model, then serve the page."""
-    models = Models(load_prior, USUAL_PRIOR)
+    captioner = functools.cache(load_captioner)
+
+    def load(name: str) -> LatentPrior:
+        captioner().release_under_pressure()
+        return load_prior(name)
+
+    models, timing = Models(load, USUAL_PRIOR), Timing()
     try:
-        models.restorer()
+        restorer = models.restorer()
+        if restorer.prior.name == EMBEDDED_NAME and restorer.prior.device.type == "cpu":
+            timing.measure(USUAL_PRIOR, restorer)  # others would keep visitors waiting
     except SiloError as error:
         sys.exit(str(error))
-    page = build(models, functools.cache(load_captioner))
+    page = build(models, captioner, timing)
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=4, api_open=False)
     page.launch(
         theme=theme(),

@@ -1,6 +1,7 @@
 """The left column: what to restore, and how."""
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import gradio as gr
 from gradio.components import Component
@@ -45,6 +46,13 @@ class Settings:
         """Return the fields, for an event that reads them all."""
         return {getattr(self, field.name) for field in fields(self)}
 
+    def of_time(self) -> list[Any]:
+        """Return the fields, beside the preset, that decide how long a restoration takes."""
+        return [
+            *(self.task, self.photo, self.source, self.steps),
+            *(self.guidance_scale, self.samples, self.prior),
+        ]
+
 
 @dataclass(frozen=True)
 class Tools:
@@ -79,7 +87,12 @@ def lay_out(models: Models) -> tuple[Settings, Tools]:
         elem_id="source",
     )
     painter, canvas, mask_file, invert = _painter()
-    preset = gr.Radio(preset_choices({}), value="quick", label="Effort", elem_id="preset")
+    preset = gr.Radio(
+        preset_choices({n: p.steps for n, p in PRESETS.items()}, {}),
+        value="quick",
+        label="Effort",
+        elem_id="preset",
+    )
     with gr.Accordion("Advanced", open=False, elem_id="advanced"):
         faithfulness = gr.Slider(
             0,

@@ -15,6 +15,7 @@ from silo.devices import pick_device, pick_dtype
 from silo.errors import SiloError
 from silo.prior import LatentPrior, load_or_embedded
 from silo.prior_files import EMBEDDED_NAME
+from silo.ui import paste
 from silo.ui.models import Models
 from silo.ui.page import build
 from silo.ui.style import CSS, theme
@@ -61,6 +62,7 @@ def main() -> None:
     page.launch(
         theme=theme(),
         css=CSS,
+        head=paste.HEAD,
         max_file_size=MAX_FILE_BYTES,
         run_history=False,
         ssr_mode=False,

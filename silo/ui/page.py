@@ -8,7 +8,7 @@ import gradio as gr
 
 from silo.caption import Captioner
 from silo.request import PRESETS
-from silo.ui import api, describing, inputs, outputs, paste
+from silo.ui import api, describing, inputs, outputs
 from silo.ui.examples import EXAMPLES
 from silo.ui.models import Models
 from silo.ui.preparing import Preparing
@@ -40,7 +40,6 @@ def build(models: Models, captioner_factory: Callable[[], Captioner], timing: Ti
         _wire_preparation(preparing, settings, tools, shown)
         _wire_restoration(restoring, settings, shown)
         describing.wire(tools.describe, settings.photo, settings.prompt, captioner_factory)
-        page.load(None, js=paste.SCRIPT)
         gr.on(
             [page.load, *(field.change for field in settings.of_time())],
             restoring.presets,

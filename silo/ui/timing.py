@@ -8,6 +8,8 @@ from operators.catalog import shelf
 from silo.request import PRESETS, RestorationRequest
 from silo.restorer import LARGEST_SIDE_RATIO, Progress, Restorer
 
+SMALLEST_SIDE_RATIO = 4
+
 
 @dataclass(frozen=True)
 class Work:
@@ -59,7 +61,11 @@ class Timing:
             self.note(Work(prior, sampler, False, size * size), size, second - first)
 
     def _worked_on(self, work: Work) -> int:
-        """Return the pixels that a step computes: larger pictures are scaled down to so many."""
+        """Return the pixels that a step's time goes with: larger pictures are scaled down.
+
+        Small ones do not keep a processor busy, and take hardly less time than this least one.
+        """
         native = self._native_sizes[work.prior]
         pixels = native**2 if work.pixels is None else work.pixels
-        return min(pixels, (LARGEST_SIDE_RATIO * native) ** 2)
+        least, most = native / SMALLEST_SIDE_RATIO, native * LARGEST_SIDE_RATIO
+        return round(min(max(pixels, least**2), most**2))

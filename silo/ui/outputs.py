@@ -112,7 +112,7 @@ def lay_out() -> Outputs:
                 elem_id="side-by-side",
                 padding=False,
             )
-        with gr.Tab("Where variants differ", id="uncertainty", visible=False) as uncertainty_tab:
+        with gr.Tab("Differences", id="uncertainty", visible=False) as uncertainty_tab:
             uncertainty = gr.Image(
                 interactive=False, format="png", height=VIEW, buttons=[], elem_id="uncertainty"
             )

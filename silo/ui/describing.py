@@ -5,12 +5,11 @@ from collections.abc import Callable
 import gradio as gr
 import spaces
 
-from silo import images
 from silo.caption import Captioner
 from silo.errors import BadRequest, SiloError
 from silo.ui.errors import one_sentence
 from silo.ui.fetching import shown_by
-from silo.ui.mask_painter import view
+from silo.ui.mask_painter import view_file
 
 PROGRESS = gr.Progress()  # gradio puts one of its own in its place
 GPU_SECONDS = 60  # to ask of ZeroGPU: moving the model there takes most of them
@@ -24,7 +23,7 @@ def describer(captioner_factory: Callable[[], Captioner]) -> Callable[[str | Non
         try:
             if path is None:
                 raise BadRequest("Choose a photo or an example first.")
-            photo = view(images.load_image(path).pixels)
+            photo = view_file(path)[0]
             return captioner_factory().describe(photo)
         except SiloError as error:
             raise one_sentence(error) from error

@@ -21,6 +21,17 @@ def view(pixels: Tensor) -> Image.Image:
     return picture
 
 
+def view_file(path: str) -> tuple[Image.Image, list[str]]:
+    """Return a file's picture as `view` does, without its pixels as floats, and the notices.
+
+    Raises:
+        BadImage: it cannot be read.
+    """
+    picture, notices = images.load_rgb(path)
+    picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+    return picture, notices
+
+
 def wants_mask(task: str, simulate: bool) -> bool:
     """Tell whether a person has holes to mark: a simulation draws them, unless they are free."""
     takes_mask = TASKS[task].degradation.needs_mask
@@ -59,7 +70,7 @@ def invert(canvas: dict[str, Any] | None, photo: str, folder: str) -> dict[str, 
     Raises:
         BadImage, BadMask: a file that cannot be read.
     """
-    picture = view(images.load_image(photo).pixels)
+    picture, _ = view_file(photo)
     mask = painted_mask(canvas, (picture.height, picture.width))
     return _painted(picture, torch.ones(1, 1, 1, 1) if mask is None else mask, folder)
 

@@ -18,7 +18,7 @@ from silo.ui.errors import one_sentence
 from silo.ui.examples import example_photo
 from silo.ui.fetching import shown_by
 from silo.ui.inputs import CLEAN, DEGRADED, MAX_NOISE, Settings, Tools
-from silo.ui.mask_painter import view, wants_mask
+from silo.ui.mask_painter import view, view_file, wants_mask
 from silo.ui.models import AUTOMATIC, Models
 from silo.ui.outputs import Outputs
 from silo.ui.saved_settings import SavedSettings, read_settings
@@ -51,10 +51,9 @@ class Preparing:
         shown, notices = None, []
         if given[fields.photo] is not None:
             try:
-                loaded = images.load_image(given[fields.photo])
-                shown, notices = view(loaded.pixels), loaded.notices
-                if simulate and not masked:
-                    request = RestorationRequest(task, loaded.pixels, simulate=True)
+                shown, notices = view_file(given[fields.photo])
+                if simulate and not masked:  # degraded as it is shown: large photos take long
+                    request = RestorationRequest(task, images.from_pil(shown), simulate=True)
                     measured = self._models.restorer(given[fields.prior]).measure(request)
                     shown = view(measured.fit.undo(measured.full_size))
             except SiloError as error:
@@ -73,7 +72,7 @@ class Preparing:
         if given[fields.source] == CLEAN or given[fields.photo] is None:
             return TASKS[given[fields.task]].degradation.noise_sigma
         try:
-            level = estimate_noise(images.load_image(given[fields.photo]).pixels)
+            level = estimate_noise(images.load_rgb(given[fields.photo])[0])
         except SiloError:
             return gr.skip()  # `show` tells what is wrong with the file
         return min(MAX_NOISE, round(level / NOISE_STEP) * NOISE_STEP)
@@ -83,7 +82,7 @@ class Preparing:
         if path is None or not wants_mask(task, source == CLEAN):
             return None
         try:
-            return keep(view(images.load_image(path).pixels), self._settings.canvas.GRADIO_CACHE)
+            return keep(view_file(path)[0], self._settings.canvas.GRADIO_CACHE)
         except SiloError:
             return None
 

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from PIL import Image
+from torch import Tensor
 
 from operators.catalog import TASKS
-from silo.metrics import Scores, scores
+from silo.metrics import lpips, psnr
 from silo.request import PRESETS, Preset, RestorationRequest
 from silo.restorer import Result
 
@@ -67,13 +68,17 @@ def summary(result: Result, request: RestorationRequest) -> str:
     """Return how it went as HTML: seed, cost, scores of a simulated restoration, notices."""
     cost = f"{result.nfe} denoiser evaluations, {result.seconds:.1f} s"
     lines = [f"Done. Seed {request.seed}, {cost}."]
-    if request.simulate:
-        restored, degraded = (describe(score) for score in scores(result))
+    if result.clean is not None:
+        restored, degraded = (
+            describe(image, result.clean) for image in (result.images, result.measurement)
+        )
         lines.append(f"Against the clean photo: {restored}; the degraded photo: {degraded}.")
     return paragraphs(*lines, *result.notices)
 
 
-def describe(score: Scores) -> str:
-    """Return scores in the units they are read in."""
-    perceptual = "" if score.lpips is None else f", LPIPS {score.lpips:.3f}"
-    return f"PSNR {score.psnr:.1f} dB{perceptual}"
+def describe(images: Tensor, clean: Tensor) -> str:
+    """Return how far images (B, 3, H, W) are from the clean one, in the units of the scores."""
+    clean = clean.expand_as(images)
+    distance = lpips("alex", images, clean)
+    perceptual = "" if distance is None else f", LPIPS {distance:.3f}"
+    return f"PSNR {psnr(images, clean).mean():.1f} dB{perceptual}"

@@ -11,8 +11,10 @@ import pytest
 import torch
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from PIL import Image
 
 from silo.__main__ import main
+from silo.decoding import MAX_FILE_BYTES
 from silo.images import load_image, read_parameters, save_png
 from tests.served_app import App
 
@@ -96,6 +98,16 @@ def test_a_hostile_file_gets_one_sentence_and_little_memory(
         client.predict(photo=handle_file(path), task="gaussian_blur", api_name="/restore")
     assert "\n" not in str(caught.value)
     assert process.memory_info().rss - before < 300 * 2**20
+
+
+def test_a_large_result_may_come_back_for_its_settings_but_not_as_a_photo(
+    client: Client, tmp_path: Path
+) -> None:
+    large = tmp_path / "large.png"
+    Image.effect_noise((5000, 5000), 80).save(large, compress_level=0)
+    assert large.stat().st_size > MAX_FILE_BYTES
+    with pytest.raises(AppError, match="larger than 20 MB"):  # it arrived, and was looked at
+        client.predict(photo=handle_file(large), task="gaussian_blur", api_name="/restore")
 
 
 def test_settings_out_of_range_get_one_sentence(client: Client, photo: Path) -> None:

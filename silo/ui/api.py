@@ -15,7 +15,7 @@ from silo.restorer import Result
 from silo.ui.errors import one_sentence
 from silo.ui.outputs import cache_folder
 from silo.ui.restoring import Restoring
-from silo.ui.results import save_result
+from silo.ui.results import new_folder, save_samples
 
 Answer = tuple[list[str], dict[str, Any]]
 
@@ -110,8 +110,8 @@ def _endpoint(restoring: Restoring, component: gr.File) -> Callable[..., Answer]
             raise one_sentence(error) from error
         for event in restoring.frames(request, None, None):
             if isinstance(event, Result):
-                _, *restored = save_result(event, cache_folder(component))
-                return restored, event.parameters
+                folder = new_folder(cache_folder(component))
+                return save_samples(event.images, event.parameters, folder), event.parameters
         raise gr.Error("The restoration ended without a result.")
 
     return restore

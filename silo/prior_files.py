@@ -186,6 +186,11 @@ def _download(repo_id: str, revision: str, dtype: torch.dtype) -> tuple[Path, st
     return found  # `load_components` says what the repository lacks
 
 
+def is_whole(folder: Path) -> bool:
+    """Whether a folder of the Hub's cache holds the weights of every network, in any precision."""
+    return all(_variant(folder, part, torch.float32) is not None for part in WEIGHTS)
+
+
 def _variants(dtype: torch.dtype) -> tuple[str, str]:
     """The endings of weights files, the preferred first."""
     return ("", ".fp16") if dtype == torch.float32 else (".fp16", "")

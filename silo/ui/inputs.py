@@ -47,7 +47,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class Tools:
-    """What fills the settings in: buttons, examples, files."""
+    """What fills the settings in: buttons, examples, files.
+
+    Attributes:
+        noise_given: of this visitor: settings used again gave the noise level of the next photo.
+    """
 
     examples: list[gr.Button]
     painter: gr.Column
@@ -58,6 +62,7 @@ class Tools:
     saved: gr.File
     operator_id: gr.Textbox
     add_operator: gr.Button
+    noise_given: gr.State
 
 
 def lay_out(models: Models) -> tuple[Settings, Tools]:
@@ -124,7 +129,11 @@ def lay_out(models: Models) -> tuple[Settings, Tools]:
             elem_id="saved",
         )
         prior = gr.Dropdown(
-            models.priors(), label="Image model (prior)", filterable=False, elem_id="prior"
+            models.priors(),
+            value=models.default,
+            label="Image model (prior)",
+            filterable=False,
+            elem_id="prior",
         )
         operator = gr.Dropdown(
             models.operators(),
@@ -146,13 +155,15 @@ def lay_out(models: Models) -> tuple[Settings, Tools]:
     )
     return settings, Tools(
         *(examples, painter, mask_file, invert, describe, new_seed, saved),
-        *(operator_id, add_operator),
+        *(operator_id, add_operator, gr.State(False)),
     )
 
 
 def _example(name: str, cache: str) -> gr.Button:
     thumbnail = keep(example_photo(name, THUMBNAIL), cache, name)
-    return gr.Button(EXAMPLES[name], icon=thumbnail, size="sm")
+    button = gr.Button(EXAMPLES[name], icon=thumbnail, size="sm")
+    button.keep_in_cache.add(thumbnail)  # for as long as the page is served
+    return button
 
 
 def _painter() -> tuple[gr.Column, gr.ImageEditor, gr.UploadButton, gr.Button]:

@@ -19,12 +19,15 @@ def paragraphs(*sentences: str) -> str:
 
 
 def task_choices(tasks: set[str]) -> list[tuple[str, str]]:
-    """Return tasks in plain words, the field's name beside them."""
-    return [
-        (f"{task.title} ({name.replace('_', ' ')})", name)
-        for name, task in TASKS.items()
-        if name in tasks
+    """Return tasks in plain words, the field's name beside them; then those of people's own."""
+
+    def words(name: str) -> str:
+        return name.replace("_", " ")
+
+    known = [
+        (f"{task.title} ({words(name)})", name) for name, task in TASKS.items() if name in tasks
     ]
+    return known + [(f"Of an operator: {words(name)}", name) for name in sorted(tasks - set(TASKS))]
 
 
 def preset_choices(seconds_per_step: Mapping[str, float]) -> list[tuple[str, str]]:

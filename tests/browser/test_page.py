@@ -6,10 +6,11 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from playwright.sync_api import Page, Request, expect
 
-from silo.images import read_parameters
+from silo.images import read_parameters, save_png
 
 PATIENCE = 180_000  # milliseconds
 FINISHED = re.compile(r"Done\. Seed \d+")
@@ -34,7 +35,7 @@ def open_advanced(page: Page) -> None:
         page.wait_for_timeout(500)
 
 
-def set_number(page: Page, field: str, value: int) -> None:
+def set_number(page: Page, field: str, value: float) -> None:
     """Fill a field, again where a page still being built puts back what stood there."""
     number = page.locator(f"{field} input[type=number]")
     for _ in range(20):
@@ -94,6 +95,7 @@ def test_the_settings_of_a_downloaded_result_give_the_same_picture(
     choose_example(page, 2)
     open_advanced(page)
     set_number(page, "#faithfulness", 2)
+    set_number(page, "#noise", 0.03)
     page.get_by_label("What the photo shows (prompt)").fill("a cup of coffee")
     restore(page, steps=2, seed=11)
     expect(page.locator("#status")).to_have_text(FINISHED, timeout=PATIENCE)
@@ -101,10 +103,10 @@ def test_the_settings_of_a_downloaded_result_give_the_same_picture(
     first = downloaded(page, tmp_path)
 
     page.reload()
-    choose_example(page, 2)
     open_advanced(page)
     page.locator("#saved input[type=file]").set_input_files(first)
     expect(page.locator("#seed input[type=number]")).to_have_value("11", timeout=PATIENCE)
+    choose_example(page, 2)  # after the settings, as the page says
     page.locator("#restore").click()
     expect(page.locator("#status")).to_have_text(FINISHED, timeout=PATIENCE)
     (tmp_path / "again").mkdir()
@@ -168,6 +170,21 @@ def test_a_file_that_is_no_picture_gets_one_sentence(page: Page, tmp_path: Path)
     toast = page.get_by_test_id("toast-body")
     expect(toast).to_contain_text("holiday.jpg: this is not a picture", timeout=PATIENCE)
     expect(page.locator("body")).not_to_contain_text("Traceback")
+
+
+def test_settings_of_somebody_else_show_no_picture_of_theirs(page: Page, tmp_path: Path) -> None:
+    hostile = tmp_path / "hostile.png"
+    image = "<img src=https://example.com/you-were-here.png>"
+    parameters = {"task": image, "sampler": "silo", "simulate": True}
+    numbers = {"steps": 2, "eta": 1.0, "noise_sigma": 0.01, "guidance_scale": 1.0, "samples": 1}
+    weights = {name: {"name": "x", "revision": None} for name in ("prior", "operator")}
+    words = {"prompt": "", "negative_prompt": "", "seed": 0}
+    save_png(hostile, torch.zeros(3, 8, 8), {**parameters, **numbers, **weights, **words})
+    open_advanced(page)
+    page.locator("#saved input[type=file]").set_input_files(hostile)
+    toast = page.get_by_test_id("toast-body")
+    expect(toast).to_contain_text(image, timeout=PATIENCE)  # as text; the fixture watches the net
+    expect(toast.locator("img")).to_have_count(0)
 
 
 def test_restoring_nothing_asks_for_a_photo(page: Page) -> None:

@@ -55,7 +55,7 @@ _DECODING_ERRORS = (
 )
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 _UNSCALED = ("I", "F")  # 32-bit integers and floats: what is white is not said
-_HEADER_BYTES = 1_000_000  # what `read_info` looks at
+_HEADER_BYTES = 1_000_000  # what `read_info` and `read_size` look at
 _warning_filters = threading.Lock()
 
 
@@ -99,6 +99,18 @@ def read_info(path: str | os.PathLike[str]) -> dict[Any, Any]:
     data = _read(path, _HEADER_BYTES)
     with _quiet(), _named_errors(name):
         return _open(data, name).info
+
+
+def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """The (width, height) in the header of a picture, before its EXIF orientation.
+
+    Raises:
+        BadImage: as in `decode`; the pixels are not decoded.
+    """
+    name = printable_name(path)
+    data = _read(path, _HEADER_BYTES)
+    with _quiet(), _named_errors(name):
+        return _open(data, name).size
 
 
 def printable_name(path: str | os.PathLike[str]) -> str:

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from operators.degradation import Degradation
 from operators.errors import OperatorError, OperatorFileError, OperatorNotFound
 from silo import hub
 from silo.errors import BadRequest, HubUnavailable
+from silo.operator_listing import on_shelf
 from silo.prior import LatentPrior
 from silo.prior_files import EMBEDDED_NAME, HUB_PRIORS, WEIGHTS
 from silo.request import RestorationRequest
@@ -106,7 +108,7 @@ def test_what_is_no_operator_is_refused_before_it_is_fetched(
     monkeypatch.setattr("silo.ui.models.MAX_OPERATOR_BYTES", 10)
     with pytest.raises(OperatorError, match="at most"):
         models.add("lab/operator")
-    assert len(models.operators()) == 1
+    assert not [name for _, name in models.operators() if "lab/" in name]
 
 
 @pytest.mark.parametrize(
@@ -277,6 +279,53 @@ def test_the_prior_and_the_operator_of_a_result_are_found_again(
     assert models.same_prior(Weights("/etc", None)) is None
     assert models.same_operator(Weights("trained/other", None), EMBEDDED_NAME, blurred) is None
     assert models.same_operator(Weights("lab/operator", "f00"), EMBEDDED_NAME, blurred) is None
+
+
+def test_what_is_on_the_shelf_is_listed_by_prior_and_task_and_can_be_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_prior: LatentPrior
+) -> None:
+    shelf = tmp_path / "trained"
+    for name, task, prior in (
+        ("own", "gaussian_blur", EMBEDDED_NAME),
+        ("shared", "gaussian_blur", "sd15"),
+        ("other", "jpeg_q10", EMBEDDED_NAME),
+    ):
+        operator = CompactCNN(latent_channels=4, width=8, blocks=1, groups=4)
+        operator.metadata = {"task": task, "prior": prior}
+        operator.save_pretrained(shelf / name)
+    (shelf / "own" / "README.md").write_text("---\nlicense: mit\n---\n")
+    monkeypatch.setattr("silo.ui.models.on_shelf", lambda: on_shelf(shelf))
+    monkeypatch.setattr("silo.ui.models.in_cache", lambda: [])
+    monkeypatch.setattr("silo.ui.models.SHELF", shelf)
+    models = Models(lambda _: tiny_prior)
+
+    def names(prior: str | None = None, task: str | None = None) -> list[str]:
+        return [name for _, name in models.operators(prior, task)]
+
+    assert names() == [AUTOMATIC, "trained/other", "trained/own", "trained/shared"]
+    assert names(EMBEDDED_NAME, "gaussian_blur") == [AUTOMATIC, "trained/own"]
+    assert names("rv51", "gaussian_blur") == [AUTOMATIC, "trained/shared"]
+    assert names("rv51", "jpeg_q10") == [AUTOMATIC]
+    (label,) = [label for label, name in models.operators() if name == "trained/own"]
+    assert re.fullmatch(r"own: gaussian_blur \([\d.]+ MB here, mit\)", label)
+    request = RestorationRequest("gaussian_blur", torch.zeros(1, 3, 64, 64), simulate=True, steps=1)
+    restorer = models.restorer(None, "trained/own")
+    *_, result = restorer.restore(request)
+    assert isinstance(result, Result)
+
+
+def test_a_shelf_operator_that_is_not_the_usual_one_is_found_again(
+    monkeypatch: pytest.MonkeyPatch, tiny_prior: LatentPrior
+) -> None:
+    models = Models(lambda _: tiny_prior, "sd15")
+    blurred = RestorationRequest("gaussian_blur", torch.zeros(1, 3, 64, 64), simulate=True)
+    chosen = "trained/gaussian_blur_sd15"
+    record = models.restorer("sd15", chosen).parameters(blurred)["operator"]
+    assert record["name"] == chosen
+    usual = Weights("trained/usual", None)
+    monkeypatch.setattr(models.restorer(), "parameters", lambda _: {"operator": vars(usual)})
+    assert models.same_operator(Weights(**record), "sd15", blurred) == chosen
+    assert models.same_operator(usual, "sd15", blurred) == AUTOMATIC
 
 
 def test_the_embedded_prior_is_listed_with_its_size_and_licence() -> None:

@@ -2,9 +2,10 @@
 
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from huggingface_hub import CacheNotFound, HfApi, ModelCard, constants, scan_cache_dir
@@ -14,6 +15,7 @@ from huggingface_hub.utils import validate_repo_id
 from operators.catalog import (
     SD_LATENT_CHANNELS,
     SD_PRIOR,
+    SHELF,
     TASKS,
     ShelfEntry,
     Task,
@@ -85,7 +87,7 @@ class Models:
             return usual
         with self._lock:
             kept = self._chosen.pop((name, operator), None)
-            restorer = Restorer(usual.prior, operator=operator) if kept is None else kept
+            restorer = Restorer(usual.prior, operator=_place(operator)) if kept is None else kept
             self._chosen[name, operator] = restorer
             for longest_unused in list(self._chosen)[:-MAX_KEPT]:
                 del self._chosen[longest_unused]
@@ -136,13 +138,18 @@ class Models:
         Raises:
             SiloError: the prior cannot be loaded.
         """
+        names = {name for _, name in self.operators()}
         pinned = f"{made_with.name.partition('@')[0]}@{made_with.revision}"
-        if pinned in (name for _, name in self.operators()):
+        if pinned in names:
             return pinned
         if not self.has_usual(request.task, prior):
-            return None
-        usual = self.restorer(prior).parameters(request)["operator"]
-        return AUTOMATIC if Weights(**usual) == made_with else None
+            names.discard(AUTOMATIC)
+        for choice in (AUTOMATIC, made_with.name):
+            if choice in names:
+                used = self.restorer(prior, choice).parameters(request)["operator"]
+                if Weights(**used) == made_with:
+                    return choice
+        return None
 
     def add(self, text: str) -> Added:
         """Fetch and check the operator at a Hub id, ID@REVISION or pasted link.
@@ -164,9 +171,9 @@ class Models:
         return Added(f"{repo_id}@{commit}", task, operator.needs_features)
 
     def added(self, name: str) -> Added | None:
-        """Return what an operator of `operators` that came from the Hub is for, None for others."""
-        for entry in in_cache():
-            if f"{entry.name}@{entry.commit}" == name and entry.task is not None:
+        """Return what an operator of `operators` is for; None for that of the task, and others."""
+        for entry, listed in _listed():
+            if listed == name and entry.task is not None:
                 return Added(name, entry.task, architectures()[entry.architecture].needs_features)
         return None
 
@@ -210,12 +217,20 @@ class Models:
             )
         return fits(name, channels, operator.prior, operator.architecture)
 
-    def operators(self) -> list[Choice]:
-        """Return the operators as labels with size and licence, and names."""
-        listed = [entry for entry in in_cache() if entry.task is not None]
-        shelved = sum(1 for _ in on_shelf())
-        automatic = (f"The one for the task ({shelved} on the shelf)", AUTOMATIC)
-        return [automatic, *((_label(each), f"{each.name}@{each.commit}") for each in listed)]
+    def operators(self, prior: str | None = None, task: str | None = None) -> list[Choice]:
+        """Return the operators as labels with size and licence, and names.
+
+        Args:
+            prior: list only those for this prior's latent space; None for all.
+            task: list only those for this task; None for all.
+        """
+        return [("The one for the task", AUTOMATIC)] + [
+            (_label(entry), name)
+            for entry, name in _listed()
+            if entry.task is not None
+            and task in (None, entry.task)
+            and (prior is None or self._fits(entry, prior))
+        ]
 
     def priors(self) -> list[Choice]:
         """Return the priors that an operator is here for, as labels and names."""
@@ -306,6 +321,19 @@ def _cached_priors() -> dict[str, int]:
     }
     pinned = {name: (each.repo_id, each.revision) for name, each in HUB_PRIORS.items()}
     return {name: sizes[commit] for name, commit in pinned.items() if commit in sizes}
+
+
+def _listed() -> Iterator[tuple[ListedOperator, str]]:
+    """The operators of the shelf and of the Hub's cache, with the names they are chosen by."""
+    for entry in on_shelf():
+        yield entry, f"{SHELF.name}/{entry.name}"
+    for entry in in_cache():
+        yield entry, f"{entry.name}@{entry.commit}"
+
+
+def _place(name: str) -> str | Path:
+    """Return what a chosen operator's name stands for: a folder on the shelf, or a Hub id."""
+    return name if "@" in name else SHELF.parent / name
 
 
 def _embedded_label() -> str:

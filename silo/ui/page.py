@@ -13,6 +13,7 @@ from silo.ui.examples import EXAMPLES
 from silo.ui.models import Models
 from silo.ui.preparing import Preparing
 from silo.ui.restoring import Restoring
+from silo.ui.timing import Timing
 
 HOUR = 3600  # seconds
 INTRODUCTION = """
@@ -23,7 +24,7 @@ guided by a learned model of the damage.
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
-def build(models: Models, captioner_factory: Callable[[], Captioner]) -> gr.Blocks:
+def build(models: Models, captioner_factory: Callable[[], Captioner], timing: Timing) -> gr.Blocks:
     """Lay out and wire the page; models are loaded when something needs them."""
     with gr.Blocks(
         title="Restore a photo with SILO", analytics_enabled=False, delete_cache=(HOUR, 4 * HOUR)
@@ -35,15 +36,26 @@ def build(models: Models, captioner_factory: Callable[[], Captioner]) -> gr.Bloc
             with gr.Column(scale=3, min_width=320):
                 shown = outputs.lay_out()
         preparing = Preparing(models, settings, tools, shown)
-        restoring = Restoring(models, captioner_factory, settings, shown)
+        restoring = Restoring(models, captioner_factory, settings, shown, timing)
         _wire_preparation(preparing, settings, tools, shown)
         _wire_restoration(restoring, settings, shown)
         describing.wire(tools.describe, settings.photo, settings.prompt, captioner_factory)
-        page.load(restoring.presets, None, settings.preset, **QUIET)
-        page.load(
+        gr.on(
+            [page.load, *(field.change for field in settings.of_time())],
+            restoring.presets,
+            {*settings.of_time(), settings.preset},
+            settings.preset,
+            trigger_mode="always_last",
+            **QUIET,
+        )
+        listed = page.load(
             preparing.listed, None, [settings.operator, settings.prior, settings.task], **QUIET
         )
-        api.add(restoring)
+        fitting = functools.partial(inputs.fitting_operators, models)
+        chosen = [settings.task, settings.prior, settings.operator]
+        for changed in (listed.then, settings.task.change, settings.prior.change):
+            changed(fitting, chosen, settings.operator, **QUIET)
+        api.add(restoring, models)
     return page
 
 
@@ -83,8 +95,8 @@ def _wire_preparation(
         fields.noise_sigma,
         **QUIET,
     )
-    tools.mask_file.upload(
-        preparing.load_mask, [tools.mask_file, fields.photo], fields.canvas, **QUIET
+    fields.mask_file.upload(
+        preparing.load_mask, [fields.mask_file, fields.photo], fields.canvas, **QUIET
     )
     tools.invert.click(preparing.invert_mask, [fields.canvas, fields.photo], fields.canvas, **QUIET)
     tools.new_seed.click(preparing.new_seed, None, fields.seed, **QUIET)

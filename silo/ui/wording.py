@@ -9,8 +9,10 @@ from torch import Tensor
 
 from operators.catalog import TASKS
 from silo.metrics import lpips, psnr
-from silo.request import PRESETS, Preset, RestorationRequest
+from silo.request import PRESETS, RestorationRequest
 from silo.restorer import Result
+
+Choice = tuple[str, str]
 
 
 def paragraphs(*sentences: str) -> str:
@@ -30,15 +32,26 @@ def task_choices(tasks: set[str]) -> list[tuple[str, str]]:
     return known + [(f"Of an operator: {words(name)}", name) for name in sorted(tasks - set(TASKS))]
 
 
-def preset_choices(seconds_per_step: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Return the presets with their steps or, for samplers that were timed here, their time."""
+def preset_choices(steps: Mapping[str, int], seconds: Mapping[str, float]) -> list[Choice]:
+    """Return the presets with their steps or, where it is known, the time they take here.
 
-    def cost(preset: Preset) -> str:
-        if preset.sampler not in seconds_per_step:
-            return f"{preset.steps} steps"
-        return f"about {preset.steps * seconds_per_step[preset.sampler]:.0f} s"
+    Args:
+        steps: of every preset.
+        seconds: of those that the time of is known.
+    """
+    costs = {name: f"{count} steps" for name, count in steps.items()}
+    costs |= {name: about(time) for name, time in seconds.items()}
+    return [(f"{name.capitalize()}: {costs[name]}", name) for name in PRESETS]
 
-    return [(f"{name.capitalize()}: {cost(preset)}", name) for name, preset in PRESETS.items()]
+
+def about(seconds: float) -> str:
+    """Return an estimate of a time no finer than it is good for."""
+    if seconds < 1:
+        return "under 1 s"
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"about {seconds / length:.0f} {unit}"
+    return f"about {seconds:.0f} s"
 
 
 @dataclass(frozen=True)
@@ -52,7 +65,7 @@ class Frame:
 
     def to_html(self) -> str:
         """Return the status line and its progress bar."""
-        line = f"Step {self.step} of {self.total}, about {self.seconds_left:.0f} s left"
+        line = f"Step {self.step} of {self.total}, {about(self.seconds_left)} left"
         return f'{paragraphs(line)}<progress max="{self.total}" value="{self.step}"></progress>'
 
 

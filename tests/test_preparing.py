@@ -143,10 +143,16 @@ def test_an_operator_brings_its_task_and_an_effort_it_takes(
 ) -> None:
     fields, here = page.settings, Added("lab/operator@c0ffee", "jpeg_q10", reads_features=False)
     monkeypatch.setattr(page.models, "added", {here.name: here}.get)
-    assert page.preparing.choose_operator(here.name) == {fields.task: "jpeg_q10"}
-    assert page.preparing.choose_operator(AUTOMATIC) == {fields.task: gr.skip()}
+
+    def given(operator: str, source: str) -> dict[Any, Any]:
+        return page.given(None, "denoising", source, operator)
+
+    chosen = page.preparing.choose_operator(given(here.name, DEGRADED))
+    assert chosen == {fields.task: "jpeg_q10"}
+    assert page.preparing.choose_operator(given(AUTOMATIC, CLEAN)) == {fields.task: gr.skip()}
     monkeypatch.setattr(page.models, "added", lambda _: replace(here, reads_features=True))
-    chosen = page.preparing.choose_operator(here.name)
+    chosen = page.preparing.choose_operator(given(here.name, CLEAN))
+    assert chosen[fields.noise_sigma] == TASKS["jpeg_q10"].degradation.noise_sigma
     assert chosen[fields.preset] == "balanced"
     assert chosen[fields.steps] == PRESETS["balanced"].steps
 

@@ -72,7 +72,7 @@ def _wire_preparation(
         )
 
     gr.on(
-        [fields.photo.change, fields.task.change, fields.source.change],
+        [fields.photo.change, fields.task.change, fields.source.change, fields.operator.input],
         preparing.show,
         damage,
         [*shown.of_result(), tools.painter],
@@ -121,17 +121,17 @@ def _wire_preparation(
     )
     fields.operator.input(
         preparing.choose_operator,
-        fields.operator,
-        [fields.task, fields.preset, fields.steps],
+        damage,
+        [fields.task, fields.noise_sigma, fields.preset, fields.steps],
         **QUIET,
     )
     gr.on(
         [tools.add_operator.click, tools.operator_id.submit],
         preparing.add_operator,
-        [tools.operator_id, fields.prior],
+        {*damage, tools.operator_id},
         [
             *(fields.operator, fields.prior, fields.task, tools.operator_id),
-            *(fields.preset, fields.steps),
+            *(fields.noise_sigma, fields.preset, fields.steps),
         ],
         show_progress_on=tools.operator_id,
         api_visibility="private",

@@ -215,31 +215,35 @@ class Preparing:
             fields.noise_sigma: self.noise({**given, fields.task: other}),
         }
 
-    def choose_operator(self, name: str) -> dict[Any, Any]:
-        """Choose the task of an operator, and an effort that its kind takes."""
-        chosen = self._models.added(name)
-        return {self._settings.task: gr.skip()} if chosen is None else self._suited_to(chosen)
+    def choose_operator(self, given: dict[Any, Any]) -> dict[Any, Any]:
+        """Choose the task of an operator, its noise, and an effort that its kind takes."""
+        fields = self._settings
+        chosen = self._models.added(given[fields.operator])
+        return {fields.task: gr.skip()} if chosen is None else self._suited_to(chosen, given)
 
-    def _suited_to(self, operator: Added) -> dict[Any, Any]:
+    def _suited_to(self, operator: Added, given: dict[Any, Any]) -> dict[Any, Any]:
         fields = self._settings
         suited: dict[Any, Any] = {fields.task: operator.task}
+        if given[fields.source] == CLEAN:
+            chosen = {fields.task: operator.task, fields.operator: operator.name}
+            suited[fields.noise_sigma] = self.noise({**given, **chosen})
         if operator.reads_features:
             suited |= {fields.preset: "balanced", fields.steps: PRESETS["balanced"].steps}
         return suited
 
     def add_operator(
-        self, text: str, prior: str, progress: gr.Progress = PROGRESS
+        self, given: dict[Any, Any], progress: gr.Progress = PROGRESS
     ) -> dict[Any, Any]:
         """Fetch and check an operator of the Hub, and choose it and its task."""
         fields = self._settings
         try:
             with shown_by(progress):
-                added = self._models.add(text)
+                added = self._models.add(given[self._tools.operator_id])
         except (SiloError, OperatorError) as error:
             raise one_sentence(error) from error
-        tasks = task_choices(self._models.tasks(prior) | {added.task})
+        tasks = task_choices(self._models.tasks(given[fields.prior]) | {added.task})
         return {
-            **self._suited_to(added),
+            **self._suited_to(added, given),
             fields.operator: gr.Dropdown(self._models.operators(), value=added.name),
             fields.prior: gr.Dropdown(self._models.priors()),
             fields.task: gr.Dropdown(tasks, value=added.task),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from io import BytesIO
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import torch
 from PIL import Image
 from playwright.sync_api import Page, Request, expect
 
+from operators.convolutional import CompactCNN
 from silo.images import read_parameters, save_png
+from tests.served_app import App
 
 PATIENCE = 180_000  # milliseconds
 FINISHED = re.compile(r"Done\. Seed \d+")
@@ -185,6 +188,31 @@ def test_settings_of_somebody_else_show_no_picture_of_theirs(page: Page, tmp_pat
     toast = page.get_by_test_id("toast-body")
     expect(toast).to_contain_text(image, timeout=PATIENCE)  # as text; the fixture watches the net
     expect(toast.locator("img")).to_have_count(0)
+
+
+def test_an_operator_brings_the_damage_of_its_author(page: Page, app: App, tmp_path: Path) -> None:
+    operator = CompactCNN(latent_channels=8, width=8, blocks=1, groups=4)
+    blur = {"kind": "gaussian_blur", "parameters": {"std": 6.0}, "noise_sigma": 0.04}
+    operator.metadata = {"task": "old_lens", "degradation": blur, "prior": "tiny"}
+    folder = app.hub_cache / "models--lab--lens" / "snapshots" / ("c0ffee" * 7)[:40]
+    operator.save_pretrained(folder)
+    page.reload()
+    choose_example(page)
+    choose_task(page, "Of an operator: old lens")
+    status = page.locator("#status")
+    expect(status).to_contain_text("choose or add its operator", timeout=PATIENCE)
+    open_advanced(page)
+    page.locator("#operator input").click()
+    page.get_by_role("option", name="lab/lens").click()
+    noise = page.locator("#noise input[type=number]")
+    expect(noise).to_have_value("0.04", timeout=PATIENCE)
+    expect(status).not_to_contain_text("choose or add its operator", timeout=PATIENCE)
+    restore(page, steps=2)
+    expect(status).to_have_text(FINISHED, timeout=PATIENCE)
+    parameters = read_parameters(downloaded(page, tmp_path))
+    assert parameters is not None
+    assert (parameters["task"], parameters["noise_sigma"]) == ("old_lens", 0.04)
+    shutil.rmtree(folder.parent.parent)
 
 
 def test_restoring_nothing_asks_for_a_photo(page: Page) -> None:

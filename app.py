@@ -10,7 +10,7 @@ import os
 import sys
 
 from silo.caption import Captioner
-from silo.decoding import MAX_FILE_BYTES
+from silo.decoding import MAX_PIXELS
 from silo.devices import pick_device, pick_dtype
 from silo.errors import SiloError
 from silo.prior import LatentPrior, load_or_embedded
@@ -22,6 +22,9 @@ from silo.ui.style import CSS, theme
 from silo.ui.timing import Timing
 
 USUAL_PRIOR = os.environ.get("SILO_PRIOR", EMBEDDED_NAME)
+# A result comes back for its settings, the largest with three bytes a pixel and some more. Photos
+# have a lower limit, which says so itself.
+MAX_UPLOAD_BYTES = 4 * MAX_PIXELS
 MAX_WAITING = 20  # visitors; one more is told that the queue is full
 
 
@@ -63,7 +66,7 @@ def main() -> None:
         theme=theme(),
         css=CSS,
         head=paste.HEAD,
-        max_file_size=MAX_FILE_BYTES,
+        max_file_size=MAX_UPLOAD_BYTES,
         run_history=False,
         ssr_mode=False,
         footer_links=["settings"],

@@ -102,6 +102,20 @@ def shelf(folder: Path = SHELF) -> list[ShelfEntry]:
     return entries
 
 
+def fits(prior: str, latent_channels: int | None, made_for: str | None, architecture: str) -> bool:
+    """Whether an operator that names the prior `made_for` works in the latent space of `prior`.
+
+    Args:
+        prior: the prior's name.
+        latent_channels: of its latents; None where they are not known.
+        made_for: the prior in the operator's metadata.
+        architecture: the operator's.
+    """
+    reads_latent_alone = not architectures()[architecture].needs_features
+    shared = latent_channels == SD_LATENT_CHANNELS and reads_latent_alone
+    return made_for in ({prior, SD_PRIOR} if shared else {prior})
+
+
 def find_operator(
     task: str,
     prior: str,
@@ -121,9 +135,7 @@ def find_operator(
     for entry in shelf(folder):
         if architecture not in (None, entry.architecture):
             continue
-        reads_latent_alone = not architectures()[entry.architecture].needs_features
-        shared = latent_channels == SD_LATENT_CHANNELS and reads_latent_alone
-        if entry.task == task and entry.prior in ({prior, SD_PRIOR} if shared else {prior}):
+        if entry.task == task and fits(prior, latent_channels, entry.prior, entry.architecture):
             fitting.append(entry)
     if fitting:
         best = min(fitting, key=lambda each: (each.prior != prior, not read_records(each.folder)))

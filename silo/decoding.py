@@ -85,7 +85,8 @@ def decode(path: str | os.PathLike[str]) -> tuple[Image.Image, list[str]]:
         if getattr(image, "is_animated", False):
             notices.append(f"{name}: only the first of its frames or pages is used.")
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image), name), notices
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image, name), notices
 
 
 def read_info(path: str | os.PathLike[str]) -> dict[Any, Any]:
@@ -178,7 +179,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         if isinstance(transparent, int):
             image.putalpha(Image.fromarray((grey != transparent).astype(np.uint8) * 255))
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     image = image.convert("RGBA")
     opaque = image.getchannel("A").getextrema() == (255, 255)
     return image.convert("RGB") if opaque else image

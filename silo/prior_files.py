@@ -184,6 +184,11 @@ def _download(repo_id: str, revision: str, dtype: torch.dtype) -> tuple[Path, st
     return found  # `load_components` says what the repository lacks
 
 
+def is_whole(folder: Path) -> bool:
+    """Whether a folder of the Hub's cache holds the weights of every network, in any precision."""
+    return all(_variant(folder, part, torch.float32) is not None for part in WEIGHTS)
+
+
 def needed_files(listed: Iterable[str], dtype: torch.dtype) -> list[str]:
     """Which of the files that a repository lists `locate` downloads.
 

@@ -23,6 +23,7 @@ from silo.request import PRESETS, RestorationRequest
 from silo.restorer import Measured, Restorer, Result
 from silo.ui import inputs, outputs
 from silo.ui.cache import keep
+from silo.ui.errors import one_sentence
 from silo.ui.examples import EXAMPLES, example_photo
 from silo.ui.inputs import CLEAN
 from silo.ui.mask_painter import invert, paint_mask_file, painted_mask, view, wants_mask
@@ -123,7 +124,7 @@ def test_zero_gpu_is_asked_for_more_time_for_more_work() -> None:
 def test_a_mask_is_asked_for_where_only_the_person_knows_it(
     task: str, simulate: bool, expected: bool
 ) -> None:
-    assert wants_mask(task, simulate) is expected
+    assert wants_mask(TASKS[task], simulate) is expected
 
 
 def opened(canvas: dict[str, Any]) -> dict[str, Any]:
@@ -232,12 +233,15 @@ def test_every_presets_sampler_is_timed_at_the_start() -> None:
         assert step is not None and step > 0
 
 
-def test_the_summary_tells_seed_scores_and_notices_as_harmless_text() -> None:
+def test_the_summary_tells_seed_scores_and_notices_as_harmless_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("SILO_METRIC_WEIGHTS", raising=False)
     result, request = a_result(samples=1)
     text = summary(result, request)
     assert "Seed 5, 50 denoiser evaluations, 1.5 s" in text
     assert "PSNR 40.0 dB" in text  # 10 log10(4 / 0.02^2)
-    assert "the degraded photo: PSNR 20.0 dB" in text
+    assert "the degraded photo: PSNR 20.0 dB, LPIPS not available (no weights)" in text
     assert "Worked &lt;small&gt;." in text
 
 
@@ -334,10 +338,45 @@ def test_the_settings_of_a_result_are_read_back(tmp_path: Path) -> None:
     assert (saved.prior, str(saved.operator)) == (Weights("tiny", None), "lab/operator@c0ffee")
 
 
+def test_what_the_page_has_no_field_for_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "result.png"
+    weaker = {"kind": "gaussian_blur", "parameters": {"std": 1.0}}
+    save_png(path, torch.zeros(3, 4, 4), settings_of(degradation=weaker, clamp=0.1))
+    assert [each.split(" (")[0] for each in read_settings(str(path)).not_offered] == [
+        "a degradation of its own",
+        "a bound on the guidance gradient",
+    ]
+    save_png(path, torch.zeros(3, 4, 4), settings_of(keep_known=False))
+    assert read_settings(str(path)).not_offered == []  # there are no holes to keep anything around
+    save_png(path, torch.zeros(3, 4, 4), settings_of(task="inpainting_box", keep_known=False))
+    (told,) = read_settings(str(path)).not_offered
+    assert "--no-keep-known" in told
+
+
+def test_the_settings_of_a_task_of_ones_own_are_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "result.png"
+    weaker = {"kind": "gaussian_blur", "parameters": {"std": 1.0}, "noise_sigma": 0.03}
+    save_png(path, torch.zeros(3, 4, 4), settings_of(task="old_lens", degradation=weaker))
+    saved = read_settings(str(path))
+    assert (saved.request.task, saved.not_offered) == ("old_lens", [])
+    assert saved.request.degradation == Degradation.from_dict(weaker)
+
+
+def test_a_hostile_file_writes_no_html_into_an_error() -> None:
+    told = str(one_sentence(BadRequest("no task '<img src=https://example.com/x>' & more")))
+    assert "<" not in told and "'&lt;img src=" in told and "&amp; more" in told
+    assert len(str(one_sentence(BadRequest("x" * 10**6)))) < 1000
+
+
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
         ({"task": ["gaussian_blur"]}, "task"),
+        ({"task": "x" * 10**5}, "task"),
+        ({"sampler": "x" * 10**5}, "sampler"),
+        ({"sampler": "psld", "eta": None, "operator": None}, "does not offer the sampler psld"),
+        ({"degradation": 3}, "degradation"),
+        ({"degradation": {"kind": "x" * 10**5}}, "degradation"),
         ({"task": "../../etc/passwd"}, "no task"),
         ({"sampler": "guesswork"}, "no sampler"),
         ({"seed": "0"}, "seed"),

@@ -16,7 +16,7 @@ from silo.ui.errors import one_sentence
 from silo.ui.models import AUTOMATIC, Choice, Models
 from silo.ui.outputs import cache_folder
 from silo.ui.restoring import Restoring
-from silo.ui.results import save_result
+from silo.ui.results import new_folder, save_samples
 
 Answer = tuple[list[str], dict[str, Any]]
 
@@ -124,8 +124,8 @@ def _endpoint(restoring: Restoring, models: Models, component: gr.File) -> Calla
             raise one_sentence(error) from error
         for event in restoring.frames(request, prior, operator):
             if isinstance(event, Result):
-                _, *restored = save_result(event, cache_folder(component))
-                return restored, event.parameters
+                folder = new_folder(cache_folder(component))
+                return save_samples(event.images, event.parameters, folder), event.parameters
         raise gr.Error("The restoration ended without a result.")
 
     return restore

@@ -56,7 +56,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class Tools:
-    """What fills the settings in: buttons, examples, files."""
+    """What fills the settings in: buttons, examples, files.
+
+    Attributes:
+        noise_given: of this visitor: settings used again gave the noise level of the next photo.
+    """
 
     examples: list[gr.Button]
     painter: gr.Column
@@ -66,6 +70,7 @@ class Tools:
     saved: gr.File
     operator_id: gr.Textbox
     add_operator: gr.Button
+    noise_given: gr.State
 
 
 def lay_out(models: Models) -> tuple[Settings, Tools]:
@@ -137,7 +142,11 @@ def lay_out(models: Models) -> tuple[Settings, Tools]:
             elem_id="saved",
         )
         prior = gr.Dropdown(
-            models.priors(), label="Image model (prior)", filterable=False, elem_id="prior"
+            models.priors(),
+            value=models.default,
+            label="Image model (prior)",
+            filterable=False,
+            elem_id="prior",
         )
         operator = gr.Dropdown(
             models.operators(models.default, next(iter(TASKS))),
@@ -159,7 +168,7 @@ def lay_out(models: Models) -> tuple[Settings, Tools]:
     )
     return settings, Tools(
         *(examples, painter, invert, describe, new_seed, saved),
-        *(operator_id, add_operator),
+        *(operator_id, add_operator, gr.State(False)),
     )
 
 
@@ -172,7 +181,9 @@ def fitting_operators(models: Models, task: str, prior: str, operator: str) -> g
 
 def _example(name: str, cache: str) -> gr.Button:
     thumbnail = keep(example_photo(name, THUMBNAIL), cache, name)
-    return gr.Button(EXAMPLES[name], icon=thumbnail, size="sm")
+    button = gr.Button(EXAMPLES[name], icon=thumbnail, size="sm")
+    button.keep_in_cache.add(thumbnail)  # for as long as the page is served
+    return button
 
 
 def _painter() -> tuple[gr.Column, gr.ImageEditor, gr.UploadButton, gr.Button]:

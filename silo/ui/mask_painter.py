@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from operators.catalog import TASKS
+from operators.catalog import Task
 from silo import images, masks
 from silo.ui.cache import keep
 
@@ -21,10 +21,27 @@ def view(pixels: Tensor) -> Image.Image:
     return picture
 
 
-def wants_mask(task: str, simulate: bool) -> bool:
+def at_most(picture: Image.Image) -> Image.Image:
+    """Return a copy of a picture, of a size fit to be shown."""
+    small = picture.copy()
+    small.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+    return small
+
+
+def view_file(path: str) -> tuple[Image.Image, list[str]]:
+    """Return a file's picture as `view` does, without its pixels as floats, and the notices.
+
+    Raises:
+        BadImage: it cannot be read.
+    """
+    picture, notices = images.load_rgb(path)
+    picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+    return picture, notices
+
+
+def wants_mask(task: Task, simulate: bool) -> bool:
     """Tell whether a person has holes to mark: a simulation draws them, unless they are free."""
-    takes_mask = TASKS[task].degradation.needs_mask
-    return takes_mask and (not simulate or task == "inpainting_free")
+    return task.degradation.needs_mask and (not simulate or task.name == "inpainting_free")
 
 
 def paint_mask_file(path: str, photo: str, folder: str) -> dict[str, Any]:
@@ -58,7 +75,7 @@ def invert(canvas: dict[str, Any] | None, photo: str, folder: str) -> dict[str, 
     Raises:
         BadImage, BadMask: a file that cannot be read.
     """
-    picture = view(images.load_image(photo).pixels)
+    picture, _ = view_file(photo)
     mask = painted_mask(canvas, (picture.height, picture.width))
     return _painted(picture, torch.ones(1, 1, 1, 1) if mask is None else mask, folder)
 

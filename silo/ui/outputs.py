@@ -68,6 +68,8 @@ class Outputs:
     def shown(self, paths: list[str], uncertainty: tuple[str, float] | None) -> dict[Any, Any]:
         """Show the files of a result: the measurement's, then each variant's."""
         before, *after = paths
+        # gradio would not know the measurement's: it is in HTML alone, and never deleted.
+        self.files.temp_files.add(before)
         updates = {
             self.picture: gr.Image(visible=False),
             self.views: gr.Tabs(visible=True, selected="slider"),

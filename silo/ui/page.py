@@ -62,28 +62,34 @@ def build(models: Models, captioner_factory: Callable[[], Captioner], timing: Ti
 def _wire_preparation(
     preparing: Preparing, fields: inputs.Settings, tools: inputs.Tools, shown: outputs.Outputs
 ) -> None:
+    damage = {fields.photo, fields.task, fields.source, fields.prior, fields.operator}
     for name, button in zip(EXAMPLES, tools.examples, strict=True):
         button.click(
             functools.partial(preparing.choose_example, name),
-            fields.task,
-            [fields.photo, fields.source, fields.noise_sigma],
+            {*damage, tools.noise_given},
+            [fields.photo, fields.source, fields.noise_sigma, tools.noise_given],
             **QUIET,
         )
 
-    damage = {fields.photo, fields.task, fields.source, fields.prior}
     gr.on(
-        [fields.photo.change, fields.task.change, fields.source.change],
+        [fields.photo.change, fields.task.change, fields.source.change, fields.operator.input],
         preparing.show,
         damage,
         [*shown.of_result(), tools.painter],
         **QUIET,
     ).then(  # it draws when visible
-        preparing.blank_canvas, [fields.photo, fields.task, fields.source], fields.canvas, **QUIET
+        preparing.blank_canvas, damage, fields.canvas, **QUIET
     )
     # `input`, not `change`: only a person's choice may overwrite what stands in these fields.
     fields.preset.input(lambda name: PRESETS[name].steps, fields.preset, fields.steps, **QUIET)
+    fields.photo.upload(
+        preparing.noise_of_photo,
+        {*damage, tools.noise_given},
+        [fields.noise_sigma, tools.noise_given],
+        **QUIET,
+    )
     gr.on(
-        [fields.photo.upload, fields.task.input, fields.source.input],
+        [fields.task.input, fields.source.input],
         preparing.noise,
         damage,
         fields.noise_sigma,
@@ -100,24 +106,33 @@ def _wire_preparation(
         [
             *(fields.task, fields.source, fields.preset, fields.faithfulness, fields.steps),
             *(fields.noise_sigma, fields.prompt, fields.negative_prompt, fields.guidance_scale),
-            *(fields.samples, fields.seed, fields.prior, fields.operator),
+            *(fields.samples, fields.seed, fields.prior, fields.operator, tools.noise_given),
         ],
         show_progress_on=tools.saved,  # the prior may have to be loaded
         api_visibility="private",
     )
     fields.prior.input(
         preparing.choose_prior,
-        fields.prior,
-        None,
+        damage,
+        [fields.task, fields.noise_sigma],
         show_progress_on=fields.prior,
         api_visibility="private",
         concurrency_limit=1,
     )
+    fields.operator.input(
+        preparing.choose_operator,
+        damage,
+        [fields.task, fields.noise_sigma, fields.preset, fields.steps],
+        **QUIET,
+    )
     gr.on(
         [tools.add_operator.click, tools.operator_id.submit],
         preparing.add_operator,
-        tools.operator_id,
-        [fields.operator, fields.prior, fields.task, tools.operator_id],
+        {*damage, tools.operator_id},
+        [
+            *(fields.operator, fields.prior, fields.task, tools.operator_id),
+            *(fields.noise_sigma, fields.preset, fields.steps),
+        ],
         show_progress_on=tools.operator_id,
         api_visibility="private",
     )

@@ -19,15 +19,16 @@ from silo.request import PRESETS, RestorationRequest
 from silo.restorer import Restorer, Result
 from silo.ui.errors import one_sentence
 from silo.ui.inputs import CLEAN, DEGRADED, Settings
-from silo.ui.mask_painter import painted_mask, view, wants_mask
-from silo.ui.models import Models
+from silo.ui.mask_painter import at_most, painted_mask, view, wants_mask
+from silo.ui.models import Models, check_simulated, own_degradation
 from silo.ui.outputs import Outputs, cache_folder
 from silo.ui.results import save_all, save_result, save_uncertainty
 from silo.ui.running import Run, Runs
 from silo.ui.timing import Timing, Work
 from silo.ui.wording import Frame, paragraphs, preset_choices, stopped, summary
 
-PICTURE_PERIOD = 0.7  # seconds between two clean estimates on the page
+PICTURE_PERIOD = 0.7  # seconds between two clean estimates on the page, or
+PICTURE_SHARE = 0.1  # of the time, where decoding them takes long
 STOP_PATIENCE = 30  # seconds; one step of the largest prior on a slow machine
 
 
@@ -69,9 +70,12 @@ class Restoring:
                         yield event
                         continue
                     estimate = None
-                    if time.monotonic() >= picture_due:
+                    started = time.monotonic()
+                    if started >= picture_due:
                         estimate = event.preview()
-                        picture_due = time.monotonic() + PICTURE_PERIOD
+                        now = time.monotonic()
+                        apart = (now - started) * (1 / PICTURE_SHARE - 1)
+                        picture_due = now + max(PICTURE_PERIOD, apart)
                     yield Frame(event.step, event.total, event.seconds_left, estimate)
             except (SiloError, OperatorError) as error:
                 raise one_sentence(error) from error
@@ -109,7 +113,7 @@ class Restoring:
                     return
                 shown: dict[Any, Any] = {outputs.status: event.to_html()}
                 if event.picture is not None:
-                    shown[outputs.picture] = outputs.kept(event.picture)
+                    shown[outputs.picture] = outputs.kept(at_most(event.picture))
                 yield shown
 
     def stop(self, visit: gr.Request) -> dict[Any, Any]:
@@ -160,16 +164,21 @@ class Restoring:
         fields = self._settings
         if given[fields.photo] is None:
             raise BadRequest("Choose a photo or an example first.")
-        image = images.load_image(given[fields.photo]).pixels
+        self._models.check(given[fields.task], given[fields.prior], given[fields.operator])
+        task = self._models.task(given[fields.task], given[fields.prior], given[fields.operator])
         simulate = given[fields.source] == CLEAN
+        if simulate:
+            check_simulated(task)
+        image = images.load_image(given[fields.photo]).pixels
         mask = None
-        if wants_mask(given[fields.task], simulate):
+        if wants_mask(task, simulate):
             size = image.shape[-2], image.shape[-1]
             mask = painted_mask(given[fields.canvas], size, given[fields.mask_file])
         request = RestorationRequest(
-            task=given[fields.task],
+            task=task.name,
             image=image,
             simulate=simulate,
+            degradation=own_degradation(task),
             mask=mask,
             prompt=given[fields.prompt] or "",  # None until its panel was opened
             negative_prompt=given[fields.negative_prompt] or "",
@@ -180,6 +189,11 @@ class Restoring:
             samples=given[fields.samples],
             seed=given[fields.seed],
         )
+        if request.effective_sampler == "silo-fast" and restorer.reads_features(task.name):
+            raise BadRequest(
+                "This operator reads features of the image model, which Quick has no use for: "
+                "choose Balanced or Paper."
+            )
         eta = restorer.parameters(request)["eta"]
         return replace(request, eta=given[fields.faithfulness] * eta)
 

@@ -63,7 +63,7 @@ def test_programs_see_one_endpoint_with_typed_parameters(client: Client) -> None
     ],
 )
 def test_only_what_the_page_offers_restores(
-    client: Client, photo: Path, chosen: dict[str, str], told: str
+    client: Client, photo: Path, chosen: dict[str, Any], told: str
 ) -> None:
     with pytest.raises(AppError, match=told):
         client.predict(

@@ -10,16 +10,21 @@ import os
 import sys
 
 from silo.caption import Captioner
-from silo.decoding import MAX_FILE_BYTES
+from silo.decoding import MAX_PIXELS
 from silo.devices import pick_device, pick_dtype
 from silo.errors import SiloError
 from silo.prior import LatentPrior, load_or_embedded
 from silo.prior_files import EMBEDDED_NAME
+from silo.ui import paste
 from silo.ui.models import Models
 from silo.ui.page import build
 from silo.ui.style import CSS, theme
+from silo.ui.timing import Timing
 
 USUAL_PRIOR = os.environ.get("SILO_PRIOR", EMBEDDED_NAME)
+# A result comes back for its settings, the largest with three bytes a pixel and some more. Photos
+# have a lower limit, which says so itself.
+MAX_UPLOAD_BYTES = 4 * MAX_PIXELS
 MAX_WAITING = 20  # visitors; one more is told that the queue is full
 
 
@@ -42,17 +47,26 @@ def load_captioner() -> Captioner:
 
 def main() -> None:
     """Load the model, then serve the page."""
-    models = Models(load_prior, USUAL_PRIOR)
+    captioner = functools.cache(load_captioner)
+
+    def load(name: str) -> LatentPrior:
+        captioner().release_under_pressure()
+        return load_prior(name)
+
+    models, timing = Models(load, USUAL_PRIOR), Timing()
     try:
-        models.restorer()
+        restorer = models.restorer()
+        if restorer.prior.name == EMBEDDED_NAME and restorer.prior.device.type == "cpu":
+            timing.measure(USUAL_PRIOR, restorer)  # others would keep visitors waiting
     except SiloError as error:
         sys.exit(str(error))
-    page = build(models, functools.cache(load_captioner))
+    page = build(models, captioner, timing)
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=4, api_open=False)
     page.launch(
         theme=theme(),
         css=CSS,
-        max_file_size=MAX_FILE_BYTES,
+        head=paste.HEAD,
+        max_file_size=MAX_UPLOAD_BYTES,
         run_history=False,
         ssr_mode=False,
         footer_links=["settings"],

@@ -130,6 +130,21 @@ def published_prior_name(prior: str) -> str:
     return folder.name
 
 
+def fits(prior: str, latent_channels: int | None, made_for: str | None, architecture: str) -> bool:
+    """Whether an operator that names the prior `made_for` works in the latent space of `prior`.
+
+    Args:
+        prior: the name that the prior is loaded by.
+        latent_channels: of its latents; None where they are not known.
+        made_for: the prior in the operator's metadata.
+        architecture: the operator's.
+    """
+    reads_latent_alone = not architectures()[architecture].needs_features
+    shared = latent_channels == SD_LATENT_CHANNELS and reads_latent_alone
+    known_as = published_prior_name(prior)
+    return made_for in ({known_as, SD_PRIOR} if shared else {known_as})
+
+
 def find_operator(
     task: str,
     prior: str,
@@ -151,9 +166,7 @@ def find_operator(
     for entry in shelf(folder):
         if architecture not in (None, entry.architecture):
             continue
-        reads_latent_alone = not architectures()[entry.architecture].needs_features
-        shared = latent_channels == SD_LATENT_CHANNELS and reads_latent_alone
-        if entry.task == task and entry.prior in ({known_as, SD_PRIOR} if shared else {known_as}):
+        if entry.task == task and fits(prior, latent_channels, entry.prior, entry.architecture):
             fitting.append(entry)
     if fitting:
         best = min(

@@ -21,6 +21,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from silo import hub
 from silo.errors import CannotCaption, HubUnavailable
+from silo.memory import is_out_of_memory
 
 MODEL_VARIABLE = "SILO_CAPTION_MODEL"
 QUESTION = "Describe this photo in one short sentence: what it shows, and the style."
@@ -87,12 +88,13 @@ class Captioner:
             CannotCaption: the model is not here and cannot be fetched, or does not fit.
         """
         with self._lock:
-            if self._loaded is None:
-                self._loaded = self._load()
-            model, processor = self._loaded
             try:
-                caption = _generate(model, processor, photo)
-            except torch.OutOfMemoryError as error:
+                if self._loaded is None:
+                    self._loaded = self._load()
+                caption = _generate(*self._loaded, photo)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 self._loaded = None
                 raise CannotCaption(
                     f"{self.device} ran out of memory while describing: write the prompt yourself."
@@ -112,11 +114,20 @@ class Captioner:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def fetch(self) -> Path:
+        """Return the folder with the model's files, downloaded first where they are not here.
+
+        Raises:
+            CannotCaption: they cannot be, or the model would not fit.
+        """
+        # On ZeroGPU there is no GPU to look at yet: `describe` is what it is lent for.
+        if self.device.type != "cuda" or torch.cuda.is_initialized():
+            self._check_download()
+        return _find(self.name, self._known)
+
     def _load(self) -> tuple[Qwen2VLForConditionalGeneration, _Processor]:
-        known = MODELS.get(self.name.lower())
-        if known is not None:
-            self._check_memory(known.size)  # ahead of a download of that size
-        folder = _find(self.name, known)
+        self._check_download()
+        folder = _find(self.name, self._known)
         self._check_memory(sum(file.stat().st_size for file in folder.glob("*.safetensors")))
         try:
             model = Qwen2VLForConditionalGeneration.from_pretrained(
@@ -126,10 +137,21 @@ class Captioner:
             pictures = Qwen2VLImageProcessorPil.from_pretrained(folder, local_files_only=True)
             processor = _Processor(image_processor=pictures, tokenizer=tokenizer)
         except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and is_out_of_memory(error):
+                raise
             raise CannotCaption(
                 f"{folder.name} is damaged or no Qwen2-VL: fetch it again, or set {MODEL_VARIABLE}."
             ) from error
         return model.to(self.device).eval(), processor  # pyright: ignore[reportArgumentType]
+
+    @property
+    def _known(self) -> CaptionModel | None:
+        return MODELS.get(self.name.lower())
+
+    def _check_download(self) -> None:
+        """Refuse to download what would not fit."""
+        if self._known is not None:
+            self._check_memory(self._known.size)
 
     def _check_memory(self, size: int) -> None:
         free = free_memory(self.device)

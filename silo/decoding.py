@@ -55,7 +55,7 @@ _DECODING_ERRORS = (
 )
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 _UNSCALED = ("I", "F")  # 32-bit integers and floats: what is white is not said
-_HEADER_BYTES = 1_000_000  # what `read_info` looks at
+_HEADER_BYTES = 1_000_000  # what `read_info` and `read_size` look at
 _warning_filters = threading.Lock()
 
 
@@ -85,7 +85,8 @@ def decode(path: str | os.PathLike[str]) -> tuple[Image.Image, list[str]]:
         if getattr(image, "is_animated", False):
             notices.append(f"{name}: only the first of its frames or pages is used.")
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image), name), notices
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image, name), notices
 
 
 def read_info(path: str | os.PathLike[str]) -> dict[Any, Any]:
@@ -98,6 +99,18 @@ def read_info(path: str | os.PathLike[str]) -> dict[Any, Any]:
     data = _read(path, _HEADER_BYTES)
     with _quiet(), _named_errors(name):
         return _open(data, name).info
+
+
+def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """The (width, height) in the header of a picture, before its EXIF orientation.
+
+    Raises:
+        BadImage: as in `decode`; the pixels are not decoded.
+    """
+    name = printable_name(path)
+    data = _read(path, _HEADER_BYTES)
+    with _quiet(), _named_errors(name):
+        return _open(data, name).size
 
 
 def printable_name(path: str | os.PathLike[str]) -> str:
@@ -166,7 +179,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         if isinstance(transparent, int):
             image.putalpha(Image.fromarray((grey != transparent).astype(np.uint8) * 255))
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     image = image.convert("RGBA")
     opaque = image.getchannel("A").getextrema() == (255, 255)
     return image.convert("RGB") if opaque else image

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -157,11 +158,8 @@ def _download(repo_id: str, revision: str, dtype: torch.dtype) -> tuple[Path, st
     """The snapshot of the files a prior needs, in the preferred precision if there, and commit."""
     found = None
     for variant in _variants(dtype):
-        patterns = ["scheduler/scheduler_config.json", "tokenizer/*.json", "tokenizer/*.txt"]
-        for part, stem in WEIGHTS.items():
-            patterns += [f"{part}/config.json", f"{part}/{stem}{variant}.safetensors"]
         try:
-            found = hub.snapshot(repo_id, revision, patterns)
+            found = hub.snapshot(repo_id, revision, _patterns(variant))
         except HubUnavailable:
             if hub.reachable():
                 raise
@@ -184,6 +182,33 @@ def _download(repo_id: str, revision: str, dtype: torch.dtype) -> tuple[Path, st
     if found is None or not hub.reachable():
         raise hub.unavailable(repo_id, revision)
     return found  # `load_components` says what the repository lacks
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder of the Hub's cache holds the weights of every network, in any precision."""
+    return all(_variant(folder, part, torch.float32) is not None for part in WEIGHTS)
+
+
+def needed_files(listed: Iterable[str], dtype: torch.dtype) -> list[str]:
+    """Which of the files that a repository lists `locate` downloads.
+
+    Raises:
+        PriorFileError: not all networks have safetensors weights there.
+    """
+    names = sorted(listed)
+    for variant in _variants(dtype):
+        needed = [n for n in names if any(fnmatch(n, pattern) for pattern in _patterns(variant))]
+        if all(f"{part}/{stem}{variant}.safetensors" in needed for part, stem in WEIGHTS.items()):
+            return needed
+    raise PriorFileError(f"its repository lacks safetensors weights: {USE_STABLE_DIFFUSION}")
+
+
+def _patterns(variant: str) -> list[str]:
+    """The files of a repository that a prior needs, in one precision, as shell patterns."""
+    patterns = ["scheduler/scheduler_config.json", "tokenizer/*.json", "tokenizer/*.txt"]
+    for part, stem in WEIGHTS.items():
+        patterns += [f"{part}/config.json", f"{part}/{stem}{variant}.safetensors"]
+    return patterns
 
 
 def _variants(dtype: torch.dtype) -> tuple[str, str]:

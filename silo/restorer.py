@@ -227,6 +227,14 @@ class Restorer:
             raise OperatorError(f"The operator does not say what degradation {name} is.")
         return own_task(name, Degradation.from_dict(described))
 
+    def reads_features(self, task: str) -> bool:
+        """Whether the operator for `task` reads the denoiser's features, not the latent alone.
+
+        Raises:
+            SiloError, OperatorError: there is no such operator, or it does not fit.
+        """
+        return self._operator(task).needs_features
+
     def parameters(self, request: RestorationRequest) -> dict[str, Any]:
         """All that decides the restoration, but for the picture and its mask; JSON-able."""
         return {

@@ -101,6 +101,7 @@ class Hub:
         repositories: by "models/owner/name", "datasets/..." or "spaces/...".
         collections: the model ids of each collection, by its slug.
         hardware: what was requested for each Space.
+        variables: of each Space.
         requests: "METHOD path" of every request.
     """
 
@@ -113,6 +114,7 @@ class Hub:
         self.repositories: dict[str, Repository] = {}
         self.collections: dict[str, list[str]] = {}
         self.hardware: dict[str, str] = {}
+        self.variables: dict[str, dict[str, str]] = {}
         self.requests: list[str] = []
         self.lfs: dict[str, bytes] = {}
         self.corrupted: set[str] = set()
@@ -347,6 +349,13 @@ class Handler(BaseHTTPRequestHandler):
         hardware = {"current": None, "requested": flavor}
         return {"stage": "BUILDING", "hardware": hardware, "gcTimeout": None}
 
+    def add_variable(self, body: bytes, repo_id: str) -> Any:
+        self.repository("spaces", repo_id, write=True)
+        given = json.loads(body)
+        variables = self.hub.variables.setdefault(repo_id, {})
+        variables[given["key"]] = given["value"]
+        return {key: {"value": value, "updatedAt": DATE} for key, value in variables.items()}
+
     # Writing
 
     def validate_yaml(self, body: bytes) -> Any:
@@ -453,6 +462,7 @@ def _routes() -> list[tuple[tuple[str, ...], re.Pattern[str], str]]:
         (post, rf"/api/spaces/{repo_id}/hardware", "request_hardware"),
         (get, "/api/whoami-v2", "who_am_i"),
         (get, rf"{api}/auth-check/write", "auth_check"),
+        (post, rf"/api/spaces/{repo_id}/variables", "add_variable"),
         (get, api, "info"),
         (get, rf"{api}/revision/{revision}", "info"),
         (get, rf"{api}/commits/main", "commits"),

@@ -20,10 +20,17 @@ START_SECONDS = 180  # a busy machine may need them
 
 @dataclass(frozen=True)
 class App:
-    """The app being served with the embedded prior: its address and its process."""
+    """The app being served with the embedded prior.
+
+    Attributes:
+        url: its address.
+        pid: its process.
+        hub_cache: where it looks for what was downloaded from the Hub.
+    """
 
     url: str
     pid: int
+    hub_cache: Path
 
 
 @contextmanager
@@ -38,6 +45,7 @@ def served_app(folder: Path) -> Iterator[App]:
         "GRADIO_SERVER_PORT": str(port),
         "GRADIO_TEMP_DIR": str(folder / "cache"),
         "HF_HUB_OFFLINE": "1",
+        "HF_HUB_CACHE": str(folder / "hub"),
     }
     url = f"http://127.0.0.1:{port}"
     with (folder / "log").open("w") as log:
@@ -50,7 +58,7 @@ def served_app(folder: Path) -> Iterator[App]:
                 if process.poll() is not None or time.monotonic() > deadline:
                     pytest.fail(f"the app does not serve: {(folder / 'log').read_text()}")
                 time.sleep(0.2)
-            yield App(url, process.pid)
+            yield App(url, process.pid, folder / "hub")
         finally:
             process.terminate()
             process.wait()

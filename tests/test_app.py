@@ -1,8 +1,11 @@
 import asyncio
 import socket
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import gradio as gr
 import pytest
@@ -14,20 +17,25 @@ from operators.degradation import Degradation
 from silo.caption import Captioner
 from silo.errors import BadMask, BadRequest
 from silo.images import Fit, from_pil, read_parameters, save_png
+from silo.masks import load_mask
 from silo.prior import LatentPrior
 from silo.request import PRESETS, RestorationRequest
-from silo.restorer import Measured, Result
+from silo.restorer import Measured, Restorer, Result
+from silo.ui import inputs, outputs
 from silo.ui.cache import keep
+from silo.ui.errors import one_sentence
 from silo.ui.examples import EXAMPLES, example_photo
+from silo.ui.inputs import CLEAN
 from silo.ui.mask_painter import invert, paint_mask_file, painted_mask, view, wants_mask
 from silo.ui.models import Models
 from silo.ui.outputs import CAUTION
 from silo.ui.page import build
-from silo.ui.restoring import gpu_seconds
+from silo.ui.restoring import Restoring, gpu_seconds
 from silo.ui.results import deviation, save_result, save_uncertainty
 from silo.ui.running import Run, Runs
 from silo.ui.saved_settings import Weights, read_settings
-from silo.ui.wording import Frame, paragraphs, preset_choices, summary, task_choices
+from silo.ui.timing import Timing, Work
+from silo.ui.wording import Frame, about, paragraphs, preset_choices, summary, task_choices
 
 
 def a_result(samples: int) -> tuple[Result, RestorationRequest]:
@@ -55,7 +63,7 @@ def page() -> gr.Blocks:
     """The page, laid out without its model and without network."""
 
     async def lay_out() -> gr.Blocks:
-        return build(Models(no_prior), no_captioner)
+        return build(Models(no_prior), no_captioner, Timing())
 
     def refuse(*_: object) -> None:
         pytest.fail("laying out the page must not open connections")
@@ -99,6 +107,8 @@ def test_zero_gpu_is_asked_for_more_time_for_more_work() -> None:
     _, one = a_result(samples=1)
     _, four = a_result(samples=4)
     assert gpu_seconds(four, None, None) > gpu_seconds(one, None, None) > 0
+    quick = replace(one, preset="quick", samples=inputs.MAX_VARIANTS)
+    assert gpu_seconds(quick, None, None) <= 60  # what ZeroGPU grants unless asked for more
 
 
 @pytest.mark.parametrize(
@@ -114,7 +124,7 @@ def test_zero_gpu_is_asked_for_more_time_for_more_work() -> None:
 def test_a_mask_is_asked_for_where_only_the_person_knows_it(
     task: str, simulate: bool, expected: bool
 ) -> None:
-    assert wants_mask(task, simulate) is expected
+    assert wants_mask(TASKS[task], simulate) is expected
 
 
 def opened(canvas: dict[str, Any]) -> dict[str, Any]:
@@ -145,6 +155,17 @@ def test_a_scratch_survives_from_the_mask_file_to_the_mask(tmp_path: Path) -> No
     assert (mask[0, 0, 451] == 0).all()
     assert mask.mean() > 0.99
 
+    # While the canvas shows the file's mask, it is the file's, to the pixel; touched up, it is not.
+    exact = load_mask(mask_file)
+    assert not torch.equal(mask, exact)
+    untouched = painted_mask(opened(canvas), (height, width), str(mask_file))
+    assert untouched is not None and torch.equal(untouched, exact)
+    edited = opened(canvas)
+    edited["layers"][0].paste((255, 255, 255, 255), (10, 20, 30, 40))
+    touched_up = painted_mask(edited, (height, width), str(mask_file))
+    assert touched_up is not None and touched_up[0, 0, 45, 30] == 0
+    assert torch.equal(touched_up[..., 100:, :], mask[..., 100:, :])
+
 
 def test_nothing_painted_is_no_mask() -> None:
     layer = Image.new("RGBA", (8, 8), (255, 255, 255, 0))
@@ -174,18 +195,53 @@ def test_tasks_are_named_in_plain_words_and_in_the_fields() -> None:
 
 
 def test_presets_tell_their_steps_until_their_time_is_known() -> None:
-    quick, balanced = PRESETS["quick"], PRESETS["balanced"]
-    choices = preset_choices({balanced.sampler: 0.1})
-    assert choices[0] == (f"Quick: {quick.steps} steps", "quick")
-    assert choices[1] == (f"Balanced: about {balanced.steps / 10:.0f} s", "balanced")
+    steps = {name: preset.steps for name, preset in PRESETS.items()}
+    assert preset_choices(steps, {"balanced": 10.4}) == [
+        ("Quick: 16 steps", "quick"),
+        ("Balanced: about 10 s", "balanced"),
+        ("Paper: 1000 steps", "paper"),
+    ]
 
 
-def test_the_summary_tells_seed_scores_and_notices_as_harmless_text() -> None:
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [
+        *((0.2, "under 1 s"), (12.4, "about 12 s"), (89, "about 89 s"), (100, "about 2 min")),
+        *((1000, "about 17 min"), (5500, "about 2 h")),
+    ],
+)
+def test_an_estimate_is_as_fine_as_it_is_good(seconds: float, told: str) -> None:
+    assert about(seconds) == told
+
+
+def test_a_step_takes_longer_on_a_larger_picture_until_that_is_scaled_down() -> None:
+    timing, work = Timing(), Work("tiny", "silo", False, 64 * 64)
+    assert timing.seconds(work) is None
+    timing.note(work, native_size=64, seconds=0.5)
+    assert timing.seconds(replace(work, pixels=2 * 64 * 64)) == pytest.approx(1.0)
+    assert timing.seconds(replace(work, pixels=10**7)) == pytest.approx(2.0)  # at twice its side
+    assert timing.seconds(replace(work, pixels=None)) == pytest.approx(0.5)
+    for other in ({"prior": "sd15"}, {"sampler": "silo-fast"}, {"guided": True}):
+        assert timing.seconds(replace(work, **other)) is None
+
+
+def test_every_presets_sampler_is_timed_at_the_start() -> None:
+    timing, restorer = Timing(), Restorer(LatentPrior.load("tiny"))
+    timing.measure("tiny", restorer)
+    for preset in PRESETS.values():
+        step = timing.seconds(Work("tiny", preset.sampler, False, None))
+        assert step is not None and step > 0
+
+
+def test_the_summary_tells_seed_scores_and_notices_as_harmless_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("SILO_METRIC_WEIGHTS", raising=False)
     result, request = a_result(samples=1)
     text = summary(result, request)
     assert "Seed 5, 50 denoiser evaluations, 1.5 s" in text
     assert "PSNR 40.0 dB" in text  # 10 log10(4 / 0.02^2)
-    assert "the degraded photo: PSNR 20.0 dB" in text
+    assert "the degraded photo: PSNR 20.0 dB, LPIPS not available (no weights)" in text
     assert "Worked &lt;small&gt;." in text
 
 
@@ -282,10 +338,45 @@ def test_the_settings_of_a_result_are_read_back(tmp_path: Path) -> None:
     assert (saved.prior, str(saved.operator)) == (Weights("tiny", None), "lab/operator@c0ffee")
 
 
+def test_what_the_page_has_no_field_for_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "result.png"
+    weaker = {"kind": "gaussian_blur", "parameters": {"std": 1.0}}
+    save_png(path, torch.zeros(3, 4, 4), settings_of(degradation=weaker, clamp=0.1))
+    assert [each.split(" (")[0] for each in read_settings(str(path)).not_offered] == [
+        "a degradation of its own",
+        "a bound on the guidance gradient",
+    ]
+    save_png(path, torch.zeros(3, 4, 4), settings_of(keep_known=False))
+    assert read_settings(str(path)).not_offered == []  # there are no holes to keep anything around
+    save_png(path, torch.zeros(3, 4, 4), settings_of(task="inpainting_box", keep_known=False))
+    (told,) = read_settings(str(path)).not_offered
+    assert "--no-keep-known" in told
+
+
+def test_the_settings_of_a_task_of_ones_own_are_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "result.png"
+    weaker = {"kind": "gaussian_blur", "parameters": {"std": 1.0}, "noise_sigma": 0.03}
+    save_png(path, torch.zeros(3, 4, 4), settings_of(task="old_lens", degradation=weaker))
+    saved = read_settings(str(path))
+    assert (saved.request.task, saved.not_offered) == ("old_lens", [])
+    assert saved.request.degradation == Degradation.from_dict(weaker)
+
+
+def test_a_hostile_file_writes_no_html_into_an_error() -> None:
+    told = str(one_sentence(BadRequest("no task '<img src=https://example.com/x>' & more")))
+    assert "<" not in told and "'&lt;img src=" in told and "&amp; more" in told
+    assert len(str(one_sentence(BadRequest("x" * 10**6)))) < 1000
+
+
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
         ({"task": ["gaussian_blur"]}, "task"),
+        ({"task": "x" * 10**5}, "task"),
+        ({"sampler": "x" * 10**5}, "sampler"),
+        ({"sampler": "psld", "eta": None, "operator": None}, "does not offer the sampler psld"),
+        ({"degradation": 3}, "degradation"),
+        ({"degradation": {"kind": "x" * 10**5}}, "degradation"),
         ({"task": "../../etc/passwd"}, "no task"),
         ({"sampler": "guesswork"}, "no sampler"),
         ({"seed": "0"}, "seed"),
@@ -337,6 +428,68 @@ def test_a_run_is_known_while_it_lasts_and_remembers_its_last_estimate() -> None
     cut_off.close()  # what gradio does when a tab is closed
     assert runs.of("visitor") is None and run.ended.is_set()
     assert run.step == 2 and run.estimate is not None and run.estimate[0] == 1
+
+
+def restoring_with(
+    models: Models, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[inputs.Settings, outputs.Outputs, Restoring, Timing]:
+    """The handlers of Restore and Stop and their fields, whose files go into the folder."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(folder / "cache"))
+    captioner, timing = Captioner(device=torch.device("cpu")), Timing()
+
+    async def lay_out() -> tuple[inputs.Settings, outputs.Outputs]:
+        with gr.Blocks():
+            return inputs.lay_out(models)[0], outputs.lay_out()
+
+    settings, shown = asyncio.run(lay_out())
+    return settings, shown, Restoring(models, lambda: captioner, settings, shown, timing), timing
+
+
+def test_stop_ends_a_run_after_the_step_under_way(
+    tiny_prior: LatentPrior, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visit = cast(gr.Request, SimpleNamespace(session_hash="a"))
+    models = Models(lambda _: tiny_prior)
+    settings, shown, restoring, _ = restoring_with(models, tmp_path, monkeypatch)
+    photo = tmp_path / "photo.png"
+    save_png(photo, torch.zeros(3, 64, 64))
+    given = {field: getattr(field, "value", None) for field in settings.all()}
+    given |= {settings.photo: str(photo), settings.steps: 50, settings.source: CLEAN}
+
+    running = restoring.restore(given, visit)
+    next(running)  # the measurement
+    next(running)  # the first step
+    run = restoring.runs.of("a")
+    assert run is not None
+    with ThreadPoolExecutor(1) as pool:
+        stop = pool.submit(restoring.stop, visit)
+        run.stopping.wait()
+        last = next(running)
+        assert next(running, None) is None
+        assert tiny_prior.nfe == run.step == 2  # the one under way when Stop was pressed, no more
+        assert "Stopped after 2 of 50 steps" in last[shown.status]
+        assert stop.result()[shown.status] == last[shown.status]
+
+
+def test_presets_count_the_chosen_ones_steps_the_variants_and_the_photo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, _, restoring, timing = restoring_with(Models(no_prior), tmp_path, monkeypatch)
+    for sampler in ("silo-fast", "silo"):
+        timing.note(Work("tiny", sampler, False, 256 * 256), native_size=256, seconds=0.1)
+    photo = tmp_path / "photo.png"
+    save_png(photo, torch.zeros(3, 64, 64))  # SRx4 restores it at 256 x 256
+    given = {field: getattr(field, "value", None) for field in settings.all()}
+    given |= {settings.task: "super_resolution_x4", settings.photo: str(photo)}
+
+    def labels(**changed: object) -> list[str]:
+        values = {getattr(settings, name): value for name, value in changed.items()}
+        return [label for label, _ in restoring.presets({**given, **values}).choices]
+
+    assert labels() == ["Quick: about 2 s", "Balanced: about 10 s", "Paper: about 2 min"]
+    assert labels(samples=3, steps=30)[:2] == ["Quick: about 9 s", "Balanced: about 30 s"]
+    assert labels(source=CLEAN)[1] == "Balanced: under 1 s"  # 64 x 64, a quarter of the side
+    assert labels(guidance_scale=5)[1] == "Balanced: 100 steps"
 
 
 def test_a_run_that_failed_is_not_kept() -> None:

@@ -10,6 +10,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from silo import caption, hub
 from silo.caption import MAX_TOKENS, MODELS, Captioner
 from silo.errors import CannotCaption
+from silo.ui.describing import describer
 
 MARKS = [
     *("<|im_start|>", "<|im_end|>", "<|endoftext|>"),
@@ -90,6 +91,62 @@ def test_a_model_that_does_not_fit_is_not_fetched(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(caption, "free_memory", lambda _: MODELS["7b"].size)
     with pytest.raises(CannotCaption, match=r"needs 17\.5 GB of memory and 15\.5 are free"):
         Captioner("7b").describe(Image.new("RGB", (8, 8)))
+
+
+@pytest.mark.parametrize("words", ["CUDA out of memory.", "DefaultCPUAllocator: can't allocate"])
+@pytest.mark.parametrize("place", ["to", "generate"])
+def test_where_memory_runs_out_it_says_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, place: str, words: str
+):
+    plenty(monkeypatch)
+
+    def run_out(*_: object, **__: object) -> None:
+        raise RuntimeError(words)
+
+    captioner = Captioner(str(folder))
+    with monkeypatch.context() as patch:
+        patch.setattr(Qwen2VLForConditionalGeneration, place, run_out)
+        with pytest.raises(CannotCaption, match="ran out of memory"):
+            captioner.describe(Image.new("RGB", (56, 56)))
+    assert not captioner.is_loaded
+    assert captioner.describe(Image.new("RGB", (56, 56)))
+
+
+def test_the_gpu_is_asked_for_when_the_model_is_here(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    plenty(monkeypatch)
+    snapshots, on_gpu = [], []
+
+    def snapshot(repo_id: str, *_: object) -> tuple[Path, str]:
+        snapshots.append((repo_id, bool(on_gpu)))
+        return folder, "c0ffee"
+
+    def lent(duration: int):
+        def wrap(function):
+            def run(*arguments: object) -> str:
+                assert snapshots, "the time on the GPU began before the download"
+                on_gpu.append(duration)
+                return function(*arguments)
+
+            return run
+
+        return wrap
+
+    monkeypatch.setattr(hub, "snapshot", snapshot)
+    monkeypatch.setattr("silo.ui.describing.spaces.GPU", lent)
+    captioner = Captioner("lab/qwen")
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (90, 60), "red").save(photo)
+    said = describer(lambda: captioner)(str(photo))
+    assert said == captioner.describe(Image.new("RGB", (90, 60), "red"))
+    assert (snapshots[0], len(on_gpu)) == (("lab/qwen", False), 1)
+
+
+def test_a_gpu_that_is_not_lent_yet_is_not_looked_at(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(hub, "snapshot", lambda *_: (Path("here"), "c0ffee"))
+    monkeypatch.setattr(caption, "free_memory", lambda _: pytest.fail("there is no GPU"))
+    assert Captioner("7b", device="cuda").fetch() == Path("here")
 
 
 def test_without_network_the_reason_is_told(monkeypatch: pytest.MonkeyPatch):

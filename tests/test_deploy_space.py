@@ -4,11 +4,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
+from packaging.requirements import Requirement
 
 from operators.convolutional import CompactCNN
 from silo.__main__ import main
 from silo.commands import deploy_space
 from silo.errors import PushRefused
+from silo.prior_files import HUB_PRIORS, WEIGHTS, HubPrior
 from tests.hub_server import File, Hub, fail
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +29,7 @@ def test_a_space_is_created_and_updated_in_one_commit_each(
     assert local_hub.hardware == {SPACE: "zero-a10g"}
     assert len(space.commits) == 2
     held = space.files.keys() - {".gitattributes"}
-    for path in held:
+    for path in held - {"requirements.txt"}:
         assert space.files[path].content == (ROOT / path).read_bytes(), path
     assert {"app.py", "requirements.txt", "README.md", "silo/__main__.py"} <= held
     assert {
@@ -45,6 +48,51 @@ def test_a_space_is_created_and_updated_in_one_commit_each(
     assert len(space.commits) == 4
     assert space.files.keys() - held == {".gitattributes", "packages.txt"}
     assert space.files["app.py"].content == b"print('new')\n"
+
+
+def test_a_space_asks_for_a_torch_that_zero_gpu_has(local_hub: Hub) -> None:
+    assert main(["deploy-space", SPACE]) == 0
+    deployed = local_hub.repositories[f"spaces/{SPACE}"].files["requirements.txt"].content.decode()
+    here = (ROOT / "requirements.txt").read_text().splitlines()
+    changed = [(a, b) for a, b in zip(here, deployed.splitlines(), strict=True) if a != b]
+    assert [line.split(">=")[0] for line, _ in changed] == ["torch"]
+    (torch,) = (Requirement(line.partition("#")[0]) for _, line in changed)
+    assert all(torch.specifier.contains(v) for v in ("2.8.0", "2.9.1", "2.10.0", "2.11.0"))
+    assert not torch.specifier.contains("2.12.0")
+
+
+@pytest.mark.parametrize(("hardware", "variant"), [("zero-a10g", ".fp16"), ("cpu-basic", "")])
+def test_a_chosen_prior_is_the_usual_one_and_fetched_when_the_space_is_built(
+    local_hub: Hub, monkeypatch: pytest.MonkeyPatch, hardware: str, variant: str
+) -> None:
+    parts = "scheduler", "text_encoder", "tokenizer", "unet", "vae"
+    names = [f"{part}/config.json" for part in parts[1:2] + parts[3:]]
+    for ending in ("", ".fp16"):
+        names += [f"{part}/{stem}{ending}.safetensors" for part, stem in WEIGHTS.items()]
+    names += ["scheduler/scheduler_config.json", "tokenizer/vocab.json", "tokenizer/merges.txt"]
+    strays = ["model.ckpt", "unet/diffusion_pytorch_model.bin", "safety_checker/config.json"]
+    repository = local_hub.create("models/lab/prior")
+    repository.commit("weights", {name: File(b"", False) for name in (*names, *strays)})
+    monkeypatch.setitem(HUB_PRIORS, "sd15", HubPrior("lab/prior", repository.head))
+
+    assert main(["deploy-space", SPACE, "--prior", "sd15", "--hardware", hardware]) == 0
+    assert local_hub.variables == {SPACE: {"SILO_PRIOR": "sd15"}}
+    card = local_hub.repositories[f"spaces/{SPACE}"].files["README.md"].content.decode()
+    _, front, body = card.split("---\n", 2)
+    _, front_here, body_here = (ROOT / "README.md").read_text().split("---\n", 2)
+    assert body.strip() == body_here.strip()
+    settings = yaml.safe_load(front)
+    (preloaded,) = settings.pop("preload_from_hub")
+    assert settings == yaml.safe_load(front_here)
+    repo_id, files, revision = preloaded.split(" ")
+    assert (repo_id, revision) == ("lab/prior", repository.head)
+    assert set(files.split(",")) == {
+        name for name in names if not name.endswith(".safetensors") or _variant(name) == variant
+    }
+
+
+def _variant(name: str) -> str:
+    return ".fp16" if ".fp16." in name else ""
 
 
 def _copy(root: Path) -> Path:

@@ -1,19 +1,28 @@
 """What the page offers to restore with: links, fetching from a Hub, what stays in memory."""
 
+import gc
 import json
+import re
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 
 from operators.convolutional import CompactCNN
+from operators.degradation import Degradation
 from operators.errors import OperatorError, OperatorFileError, OperatorNotFound
 from silo import hub
+from silo.errors import BadRequest, HubUnavailable
+from silo.operator_listing import on_shelf
 from silo.prior import LatentPrior
-from silo.prior_files import EMBEDDED_NAME
+from silo.prior_files import EMBEDDED_NAME, HUB_PRIORS, WEIGHTS
 from silo.request import RestorationRequest
 from silo.restorer import Result
-from silo.ui.models import AUTOMATIC, Models, parse_link
+from silo.ui.models import AUTOMATIC, MAX_KEPT, Added, Models, check_simulated, parse_link
 from silo.ui.saved_settings import Weights
 from tests.hub_server import File, Hub
 
@@ -48,12 +57,14 @@ def test_anything_else_is_refused(text: str) -> None:
         parse_link(text)
 
 
-def repository(local_hub: Hub, tmp_path: Path, task: str = "motion_blur") -> CompactCNN:
+def repository(
+    local_hub: Hub, tmp_path: Path, task: str = "motion_blur", **metadata: object
+) -> CompactCNN:
     """Put an operator of random weights on the Hub, as lab/operator."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         operator = CompactCNN(latent_channels=4, width=8, blocks=1, groups=4)
-    operator.metadata = {"task": task, "prior": EMBEDDED_NAME}
+    operator.metadata = {"task": task, "prior": EMBEDDED_NAME, **metadata}
     operator.save_pretrained(tmp_path / "operator")
     card = b"---\nlicense: mit\n---\n"
     files = {
@@ -77,7 +88,7 @@ def test_an_operator_of_the_hub_is_fetched_listed_and_restored_with(
     assert (added.name, added.task) == (f"lab/operator@{head}", "motion_blur")
     assert "motion_blur" in models.tasks()
     (label,) = [label for label, name in models.operators() if name == added.name]
-    assert "motion_blur" in label and "MB here" in label
+    assert "motion_blur" in label and "MB here" in label and "mit" in label
     request = RestorationRequest("motion_blur", torch.zeros(1, 3, 64, 64), simulate=True, steps=1)
     *_, result = models.restorer(None, added.name).restore(request)
     assert isinstance(result, Result)
@@ -97,7 +108,117 @@ def test_what_is_no_operator_is_refused_before_it_is_fetched(
     monkeypatch.setattr("silo.ui.models.MAX_OPERATOR_BYTES", 10)
     with pytest.raises(OperatorError, match="at most"):
         models.add("lab/operator")
-    assert len(models.operators()) == 1
+    assert not [name for _, name in models.operators() if "lab/" in name]
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        {"kind": "gaussian_blur", "parameters": {"std": 1.5}, "noise_sigma": 0.02},
+        {"kind": "function", "parameters": {"name": "old_lens", "sha256": "0" * 64}},
+    ],
+)
+def test_an_operator_of_a_task_of_ones_own_is_added(
+    local_hub: Hub, tmp_path: Path, tiny_prior: LatentPrior, described: dict[str, object]
+) -> None:
+    repository(local_hub, tmp_path, "old_lens", degradation=described)
+    models = Models(lambda _: tiny_prior)
+    added = models.add("lab/operator")
+    assert models.added(added.name) == added == Added(added.name, "old_lens", False)
+    assert "old_lens" in models.tasks()
+    task = models.task("old_lens", None, added.name)
+    assert task.degradation == Degradation.from_dict(described)
+    if task.degradation.kind == "function":
+        with pytest.raises(BadRequest, match="already degraded"):
+            check_simulated(task)
+    else:
+        check_simulated(task)
+    with pytest.raises(BadRequest, match="usual operators lack one for old lens"):
+        models.task("old_lens", None, AUTOMATIC)
+    request = RestorationRequest(
+        "old_lens", torch.zeros(1, 3, 64, 64), degradation=task.degradation, steps=1
+    )
+    *_, result = models.restorer(None, added.name).restore(request)
+    assert isinstance(result, Result)
+
+
+def test_only_tasks_that_a_prior_has_an_operator_for_are_offered() -> None:
+    models = Models(lambda _: pytest.fail("nothing is loaded to list them"))
+    assert "denoising" in models.tasks(EMBEDDED_NAME)
+    assert models.tasks("rv51") == models.tasks("sd15") < models.tasks(EMBEDDED_NAME)
+    assert "denoising" not in models.tasks("sd15")
+    models.check("denoising", EMBEDDED_NAME, AUTOMATIC)
+    models.check("denoising", "sd15", "lab/operator@c0ffee")
+    with pytest.raises(BadRequest, match="choose another task"):
+        models.check("denoising", "sd15", AUTOMATIC)
+
+
+def test_nobody_waits_for_a_prior_that_another_visitor_chose(tiny_prior: LatentPrior) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    loaded: list[str] = []
+
+    def load(name: str) -> LatentPrior:
+        loaded.append(name)
+        if name == "slow":
+            begun.set()
+            assert go_on.wait(60)
+        return tiny_prior
+
+    models = Models(load)
+    with ThreadPoolExecutor(3) as pool:
+        waiting = [pool.submit(models.restorer, "slow")]
+        assert begun.wait(60)
+        waiting.append(pool.submit(models.restorer, "slow"))
+        usual = pool.submit(models.restorer)
+        assert usual.result(60).prior is tiny_prior
+        assert not any(each.done() for each in waiting)
+        go_on.set()
+        assert waiting[0].result() is waiting[1].result()
+    assert loaded == ["slow", EMBEDDED_NAME]
+
+
+def test_a_prior_that_failed_to_load_is_tried_again(tiny_prior: LatentPrior) -> None:
+    failures = [HubUnavailable("go online")]
+
+    def load(name: str) -> LatentPrior:
+        if failures:
+            raise failures.pop()
+        return tiny_prior
+
+    models = Models(load)
+    with pytest.raises(HubUnavailable):
+        models.restorer("a")
+    assert models.restorer("a").prior is tiny_prior
+
+
+def test_the_last_operators_stay_in_memory_and_no_more(tiny_prior: LatentPrior) -> None:
+    models = Models(lambda _: tiny_prior)
+    kept = [weakref.ref(models.restorer(None, f"lab/{i}")) for i in range(MAX_KEPT + 1)]
+    gc.collect()
+    assert [each() is None for each in kept] == [True] + [False] * MAX_KEPT
+    assert models.restorer(None, "lab/1") is kept[1]()  # the one that was unused longest
+    models.restorer(None, "lab/new")
+    gc.collect()
+    assert kept[1]() is not None and kept[2]() is None
+
+
+def test_a_prior_is_here_when_all_of_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    prior = HUB_PRIORS["sd15"]
+    folder = tmp_path / f"models--{prior.repo_id.replace('/', '--')}"
+    models = Models(lambda _: pytest.fail("nothing is loaded to list it"))
+
+    def download(part: str, stem: str) -> str:
+        path = folder / "snapshots" / prior.revision / part / f"{stem}.safetensors"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"weights")
+        (label,) = (label for label, name in models.priors() if name == "sd15")
+        return label
+
+    labels = [download(part, stem) for part, stem in WEIGHTS.items()]
+    assert ["download" in label for label in labels] == [True, True, False]
+    assert "here" in labels[-1]
+    assert models.same_prior(Weights("rv51", None)) is None
 
 
 def test_an_operator_of_no_known_task_is_not_added(
@@ -158,6 +279,53 @@ def test_the_prior_and_the_operator_of_a_result_are_found_again(
     assert models.same_prior(Weights("/etc", None)) is None
     assert models.same_operator(Weights("trained/other", None), EMBEDDED_NAME, blurred) is None
     assert models.same_operator(Weights("lab/operator", "f00"), EMBEDDED_NAME, blurred) is None
+
+
+def test_what_is_on_the_shelf_is_listed_by_prior_and_task_and_can_be_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_prior: LatentPrior
+) -> None:
+    shelf = tmp_path / "trained"
+    for name, task, prior in (
+        ("own", "gaussian_blur", EMBEDDED_NAME),
+        ("shared", "gaussian_blur", "sd15"),
+        ("other", "jpeg_q10", EMBEDDED_NAME),
+    ):
+        operator = CompactCNN(latent_channels=4, width=8, blocks=1, groups=4)
+        operator.metadata = {"task": task, "prior": prior}
+        operator.save_pretrained(shelf / name)
+    (shelf / "own" / "README.md").write_text("---\nlicense: mit\n---\n")
+    monkeypatch.setattr("silo.ui.models.on_shelf", lambda: on_shelf(shelf))
+    monkeypatch.setattr("silo.ui.models.in_cache", lambda: [])
+    monkeypatch.setattr("silo.ui.models.SHELF", shelf)
+    models = Models(lambda _: tiny_prior)
+
+    def names(prior: str | None = None, task: str | None = None) -> list[str]:
+        return [name for _, name in models.operators(prior, task)]
+
+    assert names() == [AUTOMATIC, "trained/other", "trained/own", "trained/shared"]
+    assert names(EMBEDDED_NAME, "gaussian_blur") == [AUTOMATIC, "trained/own"]
+    assert names("rv51", "gaussian_blur") == [AUTOMATIC, "trained/shared"]
+    assert names("rv51", "jpeg_q10") == [AUTOMATIC]
+    (label,) = [label for label, name in models.operators() if name == "trained/own"]
+    assert re.fullmatch(r"own: gaussian_blur \([\d.]+ MB here, mit\)", label)
+    request = RestorationRequest("gaussian_blur", torch.zeros(1, 3, 64, 64), simulate=True, steps=1)
+    restorer = models.restorer(None, "trained/own")
+    *_, result = restorer.restore(request)
+    assert isinstance(result, Result)
+
+
+def test_a_shelf_operator_that_is_not_the_usual_one_is_found_again(
+    monkeypatch: pytest.MonkeyPatch, tiny_prior: LatentPrior
+) -> None:
+    models = Models(lambda _: tiny_prior, "sd15")
+    blurred = RestorationRequest("gaussian_blur", torch.zeros(1, 3, 64, 64), simulate=True)
+    chosen = "trained/gaussian_blur_sd15"
+    record = models.restorer("sd15", chosen).parameters(blurred)["operator"]
+    assert record["name"] == chosen
+    usual = Weights("trained/usual", None)
+    monkeypatch.setattr(models.restorer(), "parameters", lambda _: {"operator": vars(usual)})
+    assert models.same_operator(Weights(**record), "sd15", blurred) == chosen
+    assert models.same_operator(usual, "sd15", blurred) == AUTOMATIC
 
 
 def test_the_embedded_prior_is_listed_with_its_size_and_licence() -> None:

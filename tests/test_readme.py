@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from silo.__main__ import COMMANDS
+from silo.prior_files import HUB_PRIORS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -43,3 +44,5 @@ def test_the_space_runs_what_the_requirements_ask_for() -> None:
     major, minor, _ = front["sdk_version"].split(".")
     assert f"gradio>={major}.{minor}" in (ROOT / "requirements.txt").read_text()
     assert len(front["short_description"]) <= 60
+    assert front["models"] == [prior.repo_id for prior in HUB_PRIORS.values()]
+    assert "preload_from_hub" not in front  # deploy-space --prior adds it; else the prior is tiny

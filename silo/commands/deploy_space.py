@@ -5,20 +5,28 @@ A Space that exists is updated: files that are gone here go there too.
 """
 
 import argparse
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import torch
 from huggingface_hub import HfApi, RepoCard, SpaceHardware
 from huggingface_hub.errors import HfHubHTTPError
 
 from operators.catalog import shelf
 from operators.latent import read_config
+from operators.pretrained import download_errors
 from silo.errors import PushRefused
 from silo.hub import require_online
 from silo.hub_commit import commit_files
+from silo.prior_files import EMBEDDED_NAME, HUB_PRIORS, needed_files
 
 ROOT = Path(__file__).parents[2]
 FILES = ("README.md", "app.py", "requirements.txt")
 FOLDERS = ("operators", "silo", "hub_cards")
+SPACE_TORCH = "torch>=2.8,<2.12"  # what ZeroGPU offers, up to 2.11
 
 
 def main(argv: list[str]) -> int:
@@ -26,18 +34,24 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     files = space_files(ROOT)
     require_online(f"deploy to {arguments.repo_id}")
-    url = commit_files(
-        arguments.repo_id,
-        files,
-        "Deploy SILO",
-        private=arguments.private,
-        space=True,
-        hardware=arguments.hardware,
-        folders=FOLDERS,
-    )
+    with TemporaryDirectory() as folder:
+        files |= _adapted(files, arguments.prior, arguments.hardware, Path(folder))
+        url = commit_files(
+            arguments.repo_id,
+            files,
+            "Deploy SILO",
+            private=arguments.private,
+            space=True,
+            hardware=arguments.hardware,
+            folders=FOLDERS,
+        )
     print(url)
+    if arguments.prior is not None:
+        with _refused(arguments.repo_id, f"the variable SILO_PRIOR={arguments.prior}"):
+            HfApi().add_space_variable(arguments.repo_id, "SILO_PRIOR", arguments.prior)
     if arguments.hardware is not None:
-        _request_hardware(arguments.repo_id, arguments.hardware)
+        with _refused(arguments.repo_id, f"the hardware {arguments.hardware}"):
+            HfApi().request_space_hardware(arguments.repo_id, SpaceHardware(arguments.hardware))
     return 0
 
 
@@ -70,12 +84,38 @@ def space_files(root: Path) -> dict[str, Path]:
     return files
 
 
-def _request_hardware(repo_id: str, hardware: str) -> None:
+def _adapted(
+    files: dict[str, Path], prior: str | None, hardware: str | None, folder: Path
+) -> dict[str, Path]:
+    """What a Space needs otherwise than this machine, written to `folder`, by path.
+
+    Its torch is one that ZeroGPU runs, and a prior of the Hub is fetched when the Space is built.
+    """
+    requirements = files["requirements.txt"].read_text(encoding="utf-8")
+    requirements = re.sub(r"^torch>=\S+", SPACE_TORCH, requirements, flags=re.MULTILINE)
+    adapted = {"requirements.txt": folder / "requirements.txt"}
+    adapted["requirements.txt"].write_text(requirements, encoding="utf-8")
+    if prior in HUB_PRIORS:
+        source = HUB_PRIORS[prior]
+        with download_errors(source.repo_id, source.revision):
+            listed = HfApi().list_repo_files(source.repo_id, revision=source.revision)
+        on_gpu = hardware is not None and not hardware.startswith("cpu")
+        names = needed_files(listed, torch.bfloat16 if on_gpu else torch.float32)
+        card = RepoCard.load(files["README.md"], ignore_metadata_errors=True)
+        card.data["preload_from_hub"] = [f"{source.repo_id} {','.join(names)} {source.revision}"]
+        adapted["README.md"] = folder / "README.md"
+        card.save(adapted["README.md"])
+    return adapted
+
+
+@contextmanager
+def _refused(repo_id: str, what: str) -> Iterator[None]:
+    """Say what the Hub refuses once the files are there."""
     try:
-        HfApi().request_space_hardware(repo_id, SpaceHardware(hardware))
+        yield
     except HfHubHTTPError as error:
         raise PushRefused(
-            f"the files are on {repo_id}, but the Hub refuses the hardware {hardware} "
+            f"the files are on {repo_id}, but the Hub refuses {what} "
             f"({error.server_message or error.response.status_code}): choose it in its settings"
         ) from error
 
@@ -84,6 +124,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m silo deploy-space", description=__doc__)
     parser.add_argument("repo_id", metavar="ORG/NAME", help="the Space")
     parser.add_argument("--private", action="store_true", help="create the Space private")
+    parser.add_argument(
+        "--prior",
+        choices=[EMBEDDED_NAME, *HUB_PRIORS],
+        help="the page's usual prior; left as it is by default, at first the embedded one",
+    )
     parser.add_argument(
         "--hardware",
         choices=[hardware.value for hardware in SpaceHardware],

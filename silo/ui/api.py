@@ -13,15 +13,16 @@ from silo.errors import BadRequest, SiloError
 from silo.request import PRESETS, RestorationRequest
 from silo.restorer import Result
 from silo.ui.errors import one_sentence
+from silo.ui.models import AUTOMATIC, Choice, Models
 from silo.ui.outputs import cache_folder
 from silo.ui.restoring import Restoring
-from silo.ui.results import save_result
+from silo.ui.results import new_folder, save_samples
 
 Answer = tuple[list[str], dict[str, Any]]
 
 
-def add(restoring: Restoring) -> None:
-    """Add the endpoint to the block that is open; visitors do not see it."""
+def add(restoring: Restoring, models: Models) -> None:
+    """Add the endpoint, with what `models` offers, to the open block; visitors do not see it."""
     with gr.Column(visible=False):
         photo = gr.File(label="photo", file_types=list(SUFFIXES))
         mask = gr.File(label="mask", file_types=list(SUFFIXES))
@@ -39,10 +40,13 @@ def add(restoring: Restoring) -> None:
             gr.Number(1, label="guidance_scale"),
             gr.Number(1, label="samples", precision=0),
             gr.Number(0, label="seed", precision=0),
+            gr.Checkbox(True, label="keep_known"),
+            gr.Textbox(models.default, label="prior"),
+            gr.Textbox(AUTOMATIC, label="operator"),
         ]
         outputs = [gr.File(label="results", file_count="multiple"), gr.JSON(label="parameters")]
         gr.Button().click(
-            _endpoint(restoring, photo),
+            _endpoint(restoring, models, photo),
             inputs,
             outputs,
             api_name="restore",
@@ -51,7 +55,7 @@ def add(restoring: Restoring) -> None:
         )
 
 
-def _endpoint(restoring: Restoring, component: gr.File) -> Callable[..., Answer]:
+def _endpoint(restoring: Restoring, models: Models, component: gr.File) -> Callable[..., Answer]:
     def restore(
         photo: str | None,
         task: str,
@@ -66,6 +70,9 @@ def _endpoint(restoring: Restoring, component: gr.File) -> Callable[..., Answer]
         guidance_scale: float = 1.0,
         samples: int = 1,
         seed: int = 0,
+        keep_known: bool = True,
+        prior: str = models.default,
+        operator: str = AUTOMATIC,
     ) -> Answer:
         """Restore a degraded photo. Faces that come out are plausible, not evidence of identity.
 
@@ -84,6 +91,9 @@ def _endpoint(restoring: Restoring, component: gr.File) -> Callable[..., Answer]
             guidance_scale: of the prompt, from 1, which is none.
             samples: how many restorations, each with the next seed.
             seed: one seed, one picture.
+            keep_known: leave what lies outside the holes as it is.
+            prior: one that the page lists by this name, such as tiny.
+            operator: one that the page lists, such as owner/name@commit; empty for the task's own.
 
         Returns:
             The restored pictures as PNG files, and all that is needed to make them again.
@@ -91,6 +101,9 @@ def _endpoint(restoring: Restoring, component: gr.File) -> Callable[..., Answer]
         try:
             if photo is None:
                 raise BadRequest("photo is missing: send a picture file.")
+            _check_offered("prior", prior, models.priors())
+            _check_offered("operator", operator, models.operators())
+            models.restorer(prior, operator)  # before a GPU is asked for
             request = RestorationRequest(
                 task=task,
                 image=images.load_image(photo).pixels,
@@ -105,13 +118,21 @@ def _endpoint(restoring: Restoring, component: gr.File) -> Callable[..., Answer]
                 noise_sigma=noise_sigma,
                 samples=samples,
                 seed=seed,
+                keep_known=keep_known,
             )
         except (SiloError, OperatorError) as error:
             raise one_sentence(error) from error
-        for event in restoring.frames(request, None, None):
+        for event in restoring.frames(request, prior, operator):
             if isinstance(event, Result):
-                _, *restored = save_result(event, cache_folder(component))
-                return restored, event.parameters
+                folder = new_folder(cache_folder(component))
+                return save_samples(event.images, event.parameters, folder), event.parameters
         raise gr.Error("The restoration ended without a result.")
 
     return restore
+
+
+def _check_offered(what: str, name: str, choices: list[Choice]) -> None:
+    """Refuse what the page would not let anybody choose, such as a folder of this machine."""
+    names = [offered for _, offered in choices if offered]
+    if name not in ("", *names):
+        raise BadRequest(f"{what} is none of those here: {', '.join(names) or 'leave it empty'}.")

@@ -1,6 +1,7 @@
 """The left column: what to restore, and how."""
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import gradio as gr
 from gradio.components import Component
@@ -28,6 +29,7 @@ class Settings:
     photo: gr.File
     source: gr.Radio
     canvas: gr.ImageEditor
+    mask_file: gr.UploadButton
     preset: gr.Radio
     faithfulness: gr.Slider
     steps: gr.Slider
@@ -44,20 +46,31 @@ class Settings:
         """Return the fields, for an event that reads them all."""
         return {getattr(self, field.name) for field in fields(self)}
 
+    def of_time(self) -> list[Any]:
+        """Return the fields, beside the preset, that decide how long a restoration takes."""
+        return [
+            *(self.task, self.photo, self.source, self.steps),
+            *(self.guidance_scale, self.samples, self.prior),
+        ]
+
 
 @dataclass(frozen=True)
 class Tools:
-    """What fills the settings in: buttons, examples, files."""
+    """What fills the settings in: buttons, examples, files.
+
+    Attributes:
+        noise_given: of this visitor: settings used again gave the noise level of the next photo.
+    """
 
     examples: list[gr.Button]
     painter: gr.Column
-    mask_file: gr.UploadButton
     invert: gr.Button
     describe: gr.Button
     new_seed: gr.Button
     saved: gr.File
     operator_id: gr.Textbox
     add_operator: gr.Button
+    noise_given: gr.State
 
 
 def lay_out(models: Models) -> tuple[Settings, Tools]:
@@ -79,7 +92,12 @@ def lay_out(models: Models) -> tuple[Settings, Tools]:
         elem_id="source",
     )
     painter, canvas, mask_file, invert = _painter()
-    preset = gr.Radio(preset_choices({}), value="quick", label="Effort", elem_id="preset")
+    preset = gr.Radio(
+        preset_choices({n: p.steps for n, p in PRESETS.items()}, {}),
+        value="quick",
+        label="Effort",
+        elem_id="preset",
+    )
     with gr.Accordion("Advanced", open=False, elem_id="advanced"):
         faithfulness = gr.Slider(
             0,
@@ -124,10 +142,14 @@ def lay_out(models: Models) -> tuple[Settings, Tools]:
             elem_id="saved",
         )
         prior = gr.Dropdown(
-            models.priors(), label="Image model (prior)", filterable=False, elem_id="prior"
+            models.priors(),
+            value=models.default,
+            label="Image model (prior)",
+            filterable=False,
+            elem_id="prior",
         )
         operator = gr.Dropdown(
-            models.operators(),
+            models.operators(models.default, next(iter(TASKS))),
             value=AUTOMATIC,
             label="Model of the damage (operator)",
             filterable=False,
@@ -141,18 +163,27 @@ def lay_out(models: Models) -> tuple[Settings, Tools]:
         )
         add_operator = gr.Button("Check and add", size="sm", elem_id="add-operator")
     settings = Settings(
-        *(task, photo, source, canvas, preset, faithfulness, steps, noise_sigma),
+        *(task, photo, source, canvas, mask_file, preset, faithfulness, steps, noise_sigma),
         *(prompt, negative_prompt, guidance_scale, samples, seed, prior, operator),
     )
     return settings, Tools(
-        *(examples, painter, mask_file, invert, describe, new_seed, saved),
-        *(operator_id, add_operator),
+        *(examples, painter, invert, describe, new_seed, saved),
+        *(operator_id, add_operator, gr.State(False)),
     )
+
+
+def fitting_operators(models: Models, task: str, prior: str, operator: str) -> gr.Dropdown:
+    """Return the operators for a task and a prior; the chosen one stays if it is among them."""
+    choices = models.operators(prior, task)
+    kept = operator if operator in (name for _, name in choices) else AUTOMATIC
+    return gr.Dropdown(choices, value=kept)
 
 
 def _example(name: str, cache: str) -> gr.Button:
     thumbnail = keep(example_photo(name, THUMBNAIL), cache, name)
-    return gr.Button(EXAMPLES[name], icon=thumbnail, size="sm")
+    button = gr.Button(EXAMPLES[name], icon=thumbnail, size="sm")
+    button.keep_in_cache.add(thumbnail)  # for as long as the page is served
+    return button
 
 
 def _painter() -> tuple[gr.Column, gr.ImageEditor, gr.UploadButton, gr.Button]:

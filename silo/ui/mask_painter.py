@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from operators.catalog import TASKS
+from operators.catalog import Task
 from silo import images, masks
 from silo.ui.cache import keep
 
@@ -21,10 +21,27 @@ def view(pixels: Tensor) -> Image.Image:
     return picture
 
 
-def wants_mask(task: str, simulate: bool) -> bool:
+def at_most(picture: Image.Image) -> Image.Image:
+    """Return a copy of a picture, of a size fit to be shown."""
+    small = picture.copy()
+    small.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+    return small
+
+
+def view_file(path: str) -> tuple[Image.Image, list[str]]:
+    """Return a file's picture as `view` does, without its pixels as floats, and the notices.
+
+    Raises:
+        BadImage: it cannot be read.
+    """
+    picture, notices = images.load_rgb(path)
+    picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+    return picture, notices
+
+
+def wants_mask(task: Task, simulate: bool) -> bool:
     """Tell whether a person has holes to mark: a simulation draws them, unless they are free."""
-    takes_mask = TASKS[task].degradation.needs_mask
-    return takes_mask and (not simulate or task == "inpainting_free")
+    return task.degradation.needs_mask and (not simulate or task.name == "inpainting_free")
 
 
 def paint_mask_file(path: str, photo: str, folder: str) -> dict[str, Any]:
@@ -41,8 +58,7 @@ def paint_mask_file(path: str, photo: str, folder: str) -> dict[str, Any]:
     mask = masks.load_mask(path)
     masks.check_size(mask, pixels)
     picture = view(pixels)
-    hole = F.adaptive_max_pool2d(1 - mask, (picture.height, picture.width))  # no scratch gets lost
-    return _painted(picture, hole, folder)
+    return _painted(picture, _hole(mask, (picture.height, picture.width)), folder)
 
 
 def invert(canvas: dict[str, Any] | None, photo: str, folder: str) -> dict[str, Any]:
@@ -59,25 +75,43 @@ def invert(canvas: dict[str, Any] | None, photo: str, folder: str) -> dict[str, 
     Raises:
         BadImage, BadMask: a file that cannot be read.
     """
-    picture = view(images.load_image(photo).pixels)
+    picture, _ = view_file(photo)
     mask = painted_mask(canvas, (picture.height, picture.width))
     return _painted(picture, torch.ones(1, 1, 1, 1) if mask is None else mask, folder)
 
 
-def painted_mask(canvas: dict[str, Any] | None, size: tuple[int, int]) -> Tensor | None:
+def painted_mask(
+    canvas: dict[str, Any] | None, size: tuple[int, int], uploaded: str | None = None
+) -> Tensor | None:
     """Read the mask off the canvas.
 
     Args:
         canvas: the value of a `gr.ImageEditor` of type "pil"; None before any photo.
         size: (height, width) of the photo.
+        uploaded: the mask file that was loaded last. The canvas of a large photo is smaller: where
+            it shows this mask as `paint_mask_file` painted it, the file's own pixels are meant.
 
     Returns:
         (1, 1, *size), 1 = known, 0 = painted; None if nothing is painted.
+
+    Raises:
+        BadMask: `uploaded` cannot be read.
     """
     if canvas is None or not canvas["layers"]:
         return None
     mask = masks.read_mask(canvas["layers"][0])
-    return F.interpolate(mask, size) if mask.min() == 0 else None
+    if mask.min() == 1:
+        return None
+    if uploaded is not None:
+        exact = masks.load_mask(uploaded)
+        if exact.shape[-2:] == size and torch.equal(_hole(exact, mask.shape[-2:]), 1 - mask):
+            return exact
+    return F.interpolate(mask, size)
+
+
+def _hole(mask: Tensor, size: tuple[int, ...]) -> Tensor:
+    """1 where any of what a pixel of the canvas covers is to be filled: no scratch gets lost."""
+    return F.adaptive_max_pool2d(1 - mask, size)
 
 
 def _painted(picture: Image.Image, hole: Tensor, folder: str) -> dict[str, Any]:

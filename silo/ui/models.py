@@ -2,28 +2,43 @@
 
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from huggingface_hub import CacheNotFound, HfApi, ModelCard, constants, scan_cache_dir
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from operators.catalog import SD_PRIOR, TASKS, shelf
+from operators.catalog import (
+    SD_LATENT_CHANNELS,
+    SD_PRIOR,
+    SHELF,
+    TASKS,
+    ShelfEntry,
+    Task,
+    fits,
+    shelf,
+)
+from operators.degradation import Degradation
 from operators.errors import OperatorError, OperatorFileError, OperatorNotFound
-from operators.latent import LatentOperator
+from operators.function import FUNCTION
+from operators.latent import LatentOperator, architectures
 from operators.pretrained import CONFIG_NAME, WEIGHTS_NAME
 from silo import hub
+from silo.errors import BadRequest
 from silo.operator_listing import ListedOperator, in_cache, on_shelf
 from silo.prior import LatentPrior
-from silo.prior_files import EMBEDDED_FOLDER, EMBEDDED_NAME, HUB_PRIORS
+from silo.prior_files import EMBEDDED_FOLDER, EMBEDDED_NAME, HUB_PRIORS, is_whole
 from silo.request import RestorationRequest
 from silo.restorer import Restorer
 from silo.ui.saved_settings import Weights
 
 AUTOMATIC = ""  # the shelf's operator for the task
 MAX_OPERATOR_BYTES = 500_000_000
+MAX_KEPT = 3  # operators of visitors' choice that stay in memory
 # What is said of a prior that is not here yet: its name, bytes as float32, and licence.
 _HUB_NOTES = {
     "sd15": ("Stable Diffusion 1.5", 4_270_000_000, "creativeml-openrail-m"),
@@ -37,14 +52,17 @@ Choice = tuple[str, str]
 
 @dataclass(frozen=True)
 class Added:
-    """An operator that a visitor named: its commit on the Hub, and what it is for."""
+    """An operator of the Hub: its name with the commit, what it is for, and what it reads."""
 
     name: str
     task: str
+    reads_features: bool
 
 
 class Models:
-    """Loads priors and operators when they are first used; the last prior beside the default.
+    """Loads priors and operators when they are first used; the last ones stay in memory.
+
+    Of the priors that is the last beside the default. While one is being loaded, the others work.
 
     Attributes:
         default: the usual prior's name.
@@ -53,8 +71,8 @@ class Models:
     def __init__(self, load: Callable[[str], LatentPrior], default: str = EMBEDDED_NAME) -> None:
         """Use `load` to load a prior by its name."""
         self._load, self.default = load, default
-        self._restorers: dict[str, dict[str, Restorer]] = {}
-        self._added: dict[str, Added] = {}
+        self._usual: dict[str, Future[Restorer]] = {}  # by the prior's name
+        self._chosen: dict[tuple[str, str], Restorer] = {}  # with operators; the last used is last
         self._lock = threading.Lock()
 
     def restorer(self, prior: str | None = None, operator: str | None = None) -> Restorer:
@@ -64,17 +82,42 @@ class Models:
             SiloError: the prior cannot be loaded.
         """
         name = prior or self.default
+        usual = self._with_usual_operators(name)
+        if not operator:
+            return usual
         with self._lock:
-            if name not in self._restorers:
-                loaded = Restorer(self._load(name))
-                kept = self._restorers.get(self.default)
-                self._restorers = {} if kept is None else {self.default: kept}
-                self._restorers[name] = {AUTOMATIC: loaded}
-            restorers = self._restorers[name]
-            chosen = operator or AUTOMATIC
-            if chosen not in restorers:
-                restorers[chosen] = Restorer(restorers[AUTOMATIC].prior, operator=chosen)
-            return restorers[chosen]
+            kept = self._chosen.pop((name, operator), None)
+            restorer = Restorer(usual.prior, operator=_place(operator)) if kept is None else kept
+            self._chosen[name, operator] = restorer
+            for longest_unused in list(self._chosen)[:-MAX_KEPT]:
+                del self._chosen[longest_unused]
+        return restorer
+
+    def _with_usual_operators(self, name: str) -> Restorer:
+        """Return the restorer of a prior, once it is loaded, by this thread or by another."""
+        with self._lock:
+            future = self._usual.get(name)
+            if future is not None and future.done():
+                return future.result()
+            is_ours = future is None
+            if future is None:
+                future = self._usual[name] = Future()
+        if not is_ours:
+            return future.result()
+        try:
+            future.set_result(Restorer(self._load(name)))
+        except BaseException as error:
+            with self._lock:
+                del self._usual[name]
+            future.set_exception(error)
+            raise
+        with self._lock:
+            done = {each for each, one in self._usual.items() if one.done()}
+            for unused in done - {name, self.default}:
+                del self._usual[unused]
+            for pair in [each for each in self._chosen if each[0] not in self._usual]:
+                del self._chosen[pair]
+        return future.result()
 
     def same_prior(self, made_with: Weights) -> str | None:
         """Return the choice that is the prior of a result; None where it is not on this machine.
@@ -93,41 +136,101 @@ class Models:
         """Return the choice that is the operator of a result; None where it is not here.
 
         Raises:
-            SiloError, OperatorError: there is no operator for the request at all.
+            SiloError: the prior cannot be loaded.
         """
+        names = {name for _, name in self.operators()}
         pinned = f"{made_with.name.partition('@')[0]}@{made_with.revision}"
-        if pinned in (name for _, name in self.operators()):
+        if pinned in names:
             return pinned
-        usual = self.restorer(prior).parameters(request)["operator"]
-        return AUTOMATIC if Weights(**usual) == made_with else None
+        if not self.has_usual(request.task, prior):
+            names.discard(AUTOMATIC)
+        for choice in (AUTOMATIC, made_with.name):
+            if choice in names:
+                used = self.restorer(prior, choice).parameters(request)["operator"]
+                if Weights(**used) == made_with:
+                    return choice
+        return None
 
     def add(self, text: str) -> Added:
         """Fetch and check the operator at a Hub id, ID@REVISION or pasted link.
 
         Raises:
-            OperatorError: it is no such text, no operator, too large, damaged or of no known task.
+            OperatorError: it is no such text, no operator, too large, damaged, or does not say
+                its task and, of a task of its own, the degradation.
             HubUnavailable: the Hub is out of reach.
         """
         repo_id, revision = parse_link(text)
         _check_size(repo_id, revision)
-        folder, commit = hub.snapshot(repo_id, revision, [CONFIG_NAME, WEIGHTS_NAME])
-        task = LatentOperator.from_pretrained(folder).metadata.get("task")
-        if not isinstance(task, str) or task not in TASKS:
+        folder, commit = hub.snapshot(repo_id, revision, [*hub.OPERATOR_FILES])
+        operator = LatentOperator.from_pretrained(folder)
+        task, described = operator.metadata.get("task"), operator.metadata.get("degradation")
+        if task is None or (task not in TASKS and described is None):
             raise OperatorFileError(f"{repo_id} does not say which task it is for: ask its author.")
-        name = f"{repo_id}@{commit}"
-        self._added[name] = Added(name, task)
-        return self._added[name]
+        if task not in TASKS and described is not None:
+            Degradation.from_dict(described)
+        return Added(f"{repo_id}@{commit}", task, operator.needs_features)
 
-    def tasks(self) -> set[str]:
-        """Return the tasks that there is an operator for."""
-        return {entry.task for entry in shelf()} | {added.task for added in self._added.values()}
+    def added(self, name: str) -> Added | None:
+        """Return what an operator of `operators` is for; None for that of the task, and others."""
+        for entry, listed in _listed():
+            if listed == name and entry.task is not None:
+                return Added(name, entry.task, architectures()[entry.architecture].needs_features)
+        return None
 
-    def operators(self) -> list[Choice]:
-        """Return the operators as labels with size and licence, and names."""
-        listed = [entry for entry in in_cache() if entry.task in TASKS]
-        shelved = sum(1 for _ in on_shelf())
-        automatic = (f"The one for the task ({shelved} on the shelf)", AUTOMATIC)
-        return [automatic, *((_label(each), f"{each.name}@{each.commit}") for each in listed)]
+    def tasks(self, prior: str | None = None) -> set[str]:
+        """Return the tasks that there is an operator for in a prior's latent space."""
+        fitting = (each for each in (*shelf(), *in_cache()) if self._fits(each, prior))
+        return {each.task for each in fitting if each.task is not None}
+
+    def has_usual(self, task: str, prior: str | None = None) -> bool:
+        """Return whether a task needs no operator to be chosen: the shelf has one."""
+        return any(each.task == task and self._fits(each, prior) for each in shelf())
+
+    def task(self, name: str, prior: str | None, operator: str | None) -> Task:
+        """Return the catalog's task, or else that of the operator that was trained for it.
+
+        Raises:
+            SiloError, OperatorError: it is neither.
+        """
+        if name in TASKS:
+            return TASKS[name]
+        self.check(name, prior, operator)
+        return self.restorer(prior, operator).task(name)
+
+    def check(self, task: str, prior: str | None, operator: str | None) -> None:
+        """Raise BadRequest where no operator is chosen and the shelf has none for the task."""
+        if not operator and not self.has_usual(task, prior):
+            raise BadRequest(
+                f"The usual operators lack one for {task.replace('_', ' ')} with this image model: "
+                "choose or add its operator under Advanced, or choose another task."
+            )
+
+    def _fits(self, operator: ShelfEntry | ListedOperator, prior: str | None) -> bool:
+        """Tell whether an operator works with a prior, without loading this."""
+        name = prior or self.default
+        channels = SD_LATENT_CHANNELS if name in HUB_PRIORS else None
+        loaded = self._usual.get(name)
+        if loaded is not None and loaded.done():
+            name, channels = (
+                loaded.result().prior.name,
+                loaded.result().prior.latent_channels,
+            )
+        return fits(name, channels, operator.prior, operator.architecture)
+
+    def operators(self, prior: str | None = None, task: str | None = None) -> list[Choice]:
+        """Return the operators as labels with size and licence, and names.
+
+        Args:
+            prior: list only those for this prior's latent space; None for all.
+            task: list only those for this task; None for all.
+        """
+        return [("The one for the task", AUTOMATIC)] + [
+            (_label(entry), name)
+            for entry, name in _listed()
+            if entry.task is not None
+            and task in (None, entry.task)
+            and (prior is None or self._fits(entry, prior))
+        ]
 
     def priors(self) -> list[Choice]:
         """Return the priors that an operator is here for, as labels and names."""
@@ -141,6 +244,20 @@ class Models:
         if self.default not in (name for _, name in choices):
             choices.insert(0, (self.default, self.default))
         return choices
+
+
+def own_degradation(task: Task) -> Degradation | None:
+    """Return what a request says of the degradation: nothing where the catalog has the task."""
+    return None if task.name in TASKS else task.degradation
+
+
+def check_simulated(task: Task) -> None:
+    """Raise BadRequest where the page cannot degrade a photo itself: it runs nobody's code."""
+    if task.degradation.kind == FUNCTION:
+        raise BadRequest(
+            "This damage is a function of its author, which the page does not run: choose that "
+            "the photo is already degraded."
+        )
 
 
 def parse_link(text: str) -> tuple[str, str]:
@@ -191,13 +308,32 @@ def _check_size(repo_id: str, revision: str) -> None:
 
 
 def _cached_priors() -> dict[str, int]:
-    """Return the named priors in the Hub's cache, and their bytes."""
+    """Return the named priors that are whole in the Hub's cache, and their bytes."""
     try:
         repositories = scan_cache_dir(constants.HF_HUB_CACHE).repos
     except CacheNotFound:
         return {}
-    sizes = {repository.repo_id: repository.size_on_disk for repository in repositories}
-    return {name: sizes[p.repo_id] for name, p in HUB_PRIORS.items() if p.repo_id in sizes}
+    sizes = {
+        (repository.repo_id, revision.commit_hash): revision.size_on_disk
+        for repository in repositories
+        for revision in repository.revisions
+        if is_whole(revision.snapshot_path)
+    }
+    pinned = {name: (each.repo_id, each.revision) for name, each in HUB_PRIORS.items()}
+    return {name: sizes[commit] for name, commit in pinned.items() if commit in sizes}
+
+
+def _listed() -> Iterator[tuple[ListedOperator, str]]:
+    """The operators of the shelf and of the Hub's cache, with the names they are chosen by."""
+    for entry in on_shelf():
+        yield entry, f"{SHELF.name}/{entry.name}"
+    for entry in in_cache():
+        yield entry, f"{entry.name}@{entry.commit}"
+
+
+def _place(name: str) -> str | Path:
+    """Return what a chosen operator's name stands for: a folder on the shelf, or a Hub id."""
+    return name if "@" in name else SHELF.parent / name
 
 
 def _embedded_label() -> str:

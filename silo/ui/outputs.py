@@ -68,6 +68,8 @@ class Outputs:
     def shown(self, paths: list[str], uncertainty: tuple[str, float] | None) -> dict[Any, Any]:
         """Show the files of a result: the measurement's, then each variant's."""
         before, *after = paths
+        # gradio would not know the measurement's: it is in HTML alone, and never deleted.
+        self.files.temp_files.add(before)
         updates = {
             self.picture: gr.Image(visible=False),
             self.views: gr.Tabs(visible=True, selected="slider"),
@@ -112,7 +114,7 @@ def lay_out() -> Outputs:
                 elem_id="side-by-side",
                 padding=False,
             )
-        with gr.Tab("Where variants differ", id="uncertainty", visible=False) as uncertainty_tab:
+        with gr.Tab("Differences", id="uncertainty", visible=False) as uncertainty_tab:
             uncertainty = gr.Image(
                 interactive=False, format="png", height=VIEW, buttons=[], elem_id="uncertainty"
             )

@@ -13,6 +13,7 @@ from silo.ui.examples import EXAMPLES
 from silo.ui.models import Models
 from silo.ui.preparing import Preparing
 from silo.ui.restoring import Restoring
+from silo.ui.timing import Timing
 
 HOUR = 3600  # seconds
 INTRODUCTION = """
@@ -23,7 +24,7 @@ guided by a learned model of the damage.
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
-def build(models: Models, captioner_factory: Callable[[], Captioner]) -> gr.Blocks:
+def build(models: Models, captioner_factory: Callable[[], Captioner], timing: Timing) -> gr.Blocks:
     """Lay out and wire the page; models are loaded when something needs them."""
     with gr.Blocks(
         title="Restore a photo with SILO", analytics_enabled=False, delete_cache=(HOUR, 4 * HOUR)
@@ -35,50 +36,67 @@ def build(models: Models, captioner_factory: Callable[[], Captioner]) -> gr.Bloc
             with gr.Column(scale=3, min_width=320):
                 shown = outputs.lay_out()
         preparing = Preparing(models, settings, tools, shown)
-        restoring = Restoring(models, captioner_factory, settings, shown)
+        restoring = Restoring(models, captioner_factory, settings, shown, timing)
         _wire_preparation(preparing, settings, tools, shown)
         _wire_restoration(restoring, settings, shown)
         describing.wire(tools.describe, settings.photo, settings.prompt, captioner_factory)
-        page.load(restoring.presets, None, settings.preset, **QUIET)
-        page.load(
+        gr.on(
+            [page.load, *(field.change for field in settings.of_time())],
+            restoring.presets,
+            {*settings.of_time(), settings.preset},
+            settings.preset,
+            trigger_mode="always_last",
+            **QUIET,
+        )
+        listed = page.load(
             preparing.listed, None, [settings.operator, settings.prior, settings.task], **QUIET
         )
-        api.add(restoring)
+        fitting = functools.partial(inputs.fitting_operators, models)
+        chosen = [settings.task, settings.prior, settings.operator]
+        for changed in (listed.then, settings.task.change, settings.prior.change):
+            changed(fitting, chosen, settings.operator, **QUIET)
+        api.add(restoring, models)
     return page
 
 
 def _wire_preparation(
     preparing: Preparing, fields: inputs.Settings, tools: inputs.Tools, shown: outputs.Outputs
 ) -> None:
+    damage = {fields.photo, fields.task, fields.source, fields.prior, fields.operator}
     for name, button in zip(EXAMPLES, tools.examples, strict=True):
         button.click(
             functools.partial(preparing.choose_example, name),
-            fields.task,
-            [fields.photo, fields.source, fields.noise_sigma],
+            {*damage, tools.noise_given},
+            [fields.photo, fields.source, fields.noise_sigma, tools.noise_given],
             **QUIET,
         )
 
-    damage = {fields.photo, fields.task, fields.source, fields.prior}
     gr.on(
-        [fields.photo.change, fields.task.change, fields.source.change],
+        [fields.photo.change, fields.task.change, fields.source.change, fields.operator.input],
         preparing.show,
         damage,
         [*shown.of_result(), tools.painter],
         **QUIET,
     ).then(  # it draws when visible
-        preparing.blank_canvas, [fields.photo, fields.task, fields.source], fields.canvas, **QUIET
+        preparing.blank_canvas, damage, fields.canvas, **QUIET
     )
     # `input`, not `change`: only a person's choice may overwrite what stands in these fields.
     fields.preset.input(lambda name: PRESETS[name].steps, fields.preset, fields.steps, **QUIET)
+    fields.photo.upload(
+        preparing.noise_of_photo,
+        {*damage, tools.noise_given},
+        [fields.noise_sigma, tools.noise_given],
+        **QUIET,
+    )
     gr.on(
-        [fields.photo.upload, fields.task.input, fields.source.input],
+        [fields.task.input, fields.source.input],
         preparing.noise,
         damage,
         fields.noise_sigma,
         **QUIET,
     )
-    tools.mask_file.upload(
-        preparing.load_mask, [tools.mask_file, fields.photo], fields.canvas, **QUIET
+    fields.mask_file.upload(
+        preparing.load_mask, [fields.mask_file, fields.photo], fields.canvas, **QUIET
     )
     tools.invert.click(preparing.invert_mask, [fields.canvas, fields.photo], fields.canvas, **QUIET)
     tools.new_seed.click(preparing.new_seed, None, fields.seed, **QUIET)
@@ -88,24 +106,33 @@ def _wire_preparation(
         [
             *(fields.task, fields.source, fields.preset, fields.faithfulness, fields.steps),
             *(fields.noise_sigma, fields.prompt, fields.negative_prompt, fields.guidance_scale),
-            *(fields.samples, fields.seed, fields.prior, fields.operator),
+            *(fields.samples, fields.seed, fields.prior, fields.operator, tools.noise_given),
         ],
         show_progress_on=tools.saved,  # the prior may have to be loaded
         api_visibility="private",
     )
     fields.prior.input(
         preparing.choose_prior,
-        fields.prior,
-        None,
+        damage,
+        [fields.task, fields.noise_sigma],
         show_progress_on=fields.prior,
         api_visibility="private",
         concurrency_limit=1,
     )
+    fields.operator.input(
+        preparing.choose_operator,
+        damage,
+        [fields.task, fields.noise_sigma, fields.preset, fields.steps],
+        **QUIET,
+    )
     gr.on(
         [tools.add_operator.click, tools.operator_id.submit],
         preparing.add_operator,
-        tools.operator_id,
-        [fields.operator, fields.prior, fields.task, tools.operator_id],
+        {*damage, tools.operator_id},
+        [
+            *(fields.operator, fields.prior, fields.task, tools.operator_id),
+            *(fields.noise_sigma, fields.preset, fields.steps),
+        ],
         show_progress_on=tools.operator_id,
         api_visibility="private",
     )

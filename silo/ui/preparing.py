@@ -6,10 +6,10 @@ from typing import Any
 
 import gradio as gr
 
-from operators.catalog import TASKS
+from operators.catalog import Task
 from operators.errors import OperatorError
 from silo import images
-from silo.errors import BadRequest, SiloError
+from silo.errors import SiloError
 from silo.noise import estimate_noise
 from silo.request import PRESETS, RestorationRequest
 from silo.ui import mask_painter
@@ -18,8 +18,8 @@ from silo.ui.errors import one_sentence
 from silo.ui.examples import example_photo
 from silo.ui.fetching import shown_by
 from silo.ui.inputs import CLEAN, DEGRADED, MAX_NOISE, Settings, Tools
-from silo.ui.mask_painter import view, wants_mask
-from silo.ui.models import AUTOMATIC, Models
+from silo.ui.mask_painter import view, view_file, wants_mask
+from silo.ui.models import AUTOMATIC, Added, Models, check_simulated, own_degradation
 from silo.ui.outputs import Outputs
 from silo.ui.saved_settings import SavedSettings, read_settings
 from silo.ui.wording import paragraphs, task_choices
@@ -46,19 +46,21 @@ class Preparing:
     def show(self, given: dict[Any, Any]) -> dict[Any, Any]:
         """Show what is to be restored: the photo, or what the chosen damage makes of it."""
         fields, outputs = self._settings, self._outputs
-        task, simulate = given[fields.task], given[fields.source] == CLEAN
-        masked = wants_mask(task, simulate)
+        simulate, masked = given[fields.source] == CLEAN, False
         shown, notices = None, []
-        if given[fields.photo] is not None:
-            try:
-                loaded = images.load_image(given[fields.photo])
-                shown, notices = view(loaded.pixels), loaded.notices
-                if simulate and not masked:
-                    request = RestorationRequest(task, loaded.pixels, simulate=True)
+        try:
+            task = self._task(given)
+            masked = wants_mask(task, simulate)
+            if given[fields.photo] is not None:
+                shown, notices = view_file(given[fields.photo])
+                if simulate and not masked:  # degraded as it is shown: large photos take long
+                    check_simulated(task)
+                    picture, own = images.from_pil(shown), own_degradation(task)
+                    request = RestorationRequest(task.name, picture, simulate=True, degradation=own)
                     measured = self._models.restorer(given[fields.prior]).measure(request)
                     shown = view(measured.fit.undo(measured.full_size))
-            except SiloError as error:
-                notices = [str(error)]
+        except (SiloError, OperatorError) as error:
+            notices = [str(error)]
         picture = None if shown is None else outputs.kept(shown)
         return {
             **outputs.hidden(),
@@ -70,21 +72,32 @@ class Preparing:
     def noise(self, given: dict[Any, Any]) -> Any:
         """Suggest a noise level: a degraded photo's own, or that of the damage to be simulated."""
         fields = self._settings
-        if given[fields.source] == CLEAN or given[fields.photo] is None:
-            return TASKS[given[fields.task]].degradation.noise_sigma
         try:
-            level = estimate_noise(images.load_image(given[fields.photo]).pixels)
-        except SiloError:
-            return gr.skip()  # `show` tells what is wrong with the file
+            if given[fields.source] == CLEAN or given[fields.photo] is None:
+                return self._task(given).degradation.noise_sigma
+            level = estimate_noise(images.load_rgb(given[fields.photo])[0])
+        except (SiloError, OperatorError):
+            return gr.skip()  # `show` tells what is wrong
         return min(MAX_NOISE, round(level / NOISE_STEP) * NOISE_STEP)
 
-    def blank_canvas(self, path: str | None, task: str, source: str) -> str | None:
+    def noise_of_photo(self, given: dict[Any, Any]) -> dict[Any, Any]:
+        """Suggest a noise level for a photo, unless it is the one that settings were waiting for.
+
+        Settings used again bring their noise level, and their photo comes after them.
+        """
+        kept = given[self._tools.noise_given]
+        level = gr.skip() if kept else self.noise(given)
+        return {self._settings.noise_sigma: level, self._tools.noise_given: False}
+
+    def blank_canvas(self, given: dict[Any, Any]) -> str | None:
         """The photo to paint on; none where there is no hole to mark or, as `show` tells, photo."""
-        if path is None or not wants_mask(task, source == CLEAN):
-            return None
+        fields = self._settings
+        path, simulate = given[fields.photo], given[fields.source] == CLEAN
         try:
-            return keep(view(images.load_image(path).pixels), self._settings.canvas.GRADIO_CACHE)
-        except SiloError:
+            if path is None or not wants_mask(self._task(given), simulate):
+                return None
+            return keep(view_file(path)[0], fields.canvas.GRADIO_CACHE)
+        except (SiloError, OperatorError):
             return None
 
     def load_mask(self, path: str, photo: str) -> dict[str, Any]:
@@ -101,11 +114,13 @@ class Preparing:
         except SiloError as error:
             raise one_sentence(error) from error
 
-    def choose_example(self, name: str, task: str) -> tuple[str, str, float]:
-        """Take an example: the file, that it is clean, and the noise that `task` adds."""
+    def choose_example(self, name: str, given: dict[Any, Any]) -> dict[Any, Any]:
+        """Take an example: the file, that it is clean, and the noise that the task adds."""
+        fields = self._settings
         example = example_photo(name, self._models.restorer().prior.native_size)
-        path = keep(example, self._settings.photo.GRADIO_CACHE, name)
-        return path, CLEAN, TASKS[task].degradation.noise_sigma
+        path = keep(example, fields.photo.GRADIO_CACHE, name)
+        chosen = {fields.photo: path, fields.source: CLEAN}
+        return {**chosen, **self.noise_of_photo({**given, **chosen})}
 
     def reuse(self, path: str) -> dict[Any, Any]:
         """Fill the fields in with the settings that an earlier result carries."""
@@ -113,13 +128,12 @@ class Preparing:
         try:
             saved = read_settings(path)
             request = saved.request
-            if request.task not in self._models.tasks():
-                raise BadRequest(f"The page has no operator for the task {request.task} yet.")
             preset = _preset_of(request)
             usual = RestorationRequest(
                 request.task,
                 request.image,
                 simulate=True,
+                degradation=request.degradation,
                 preset=preset,
                 steps=request.effective_steps,
             )
@@ -129,7 +143,6 @@ class Preparing:
             raise one_sentence(error) from error
         assert request.eta is not None, "read_settings asks for it"
         values = {
-            fields.task: request.task,
             fields.source: CLEAN if saved.simulate else DEGRADED,
             fields.preset: preset,
             fields.faithfulness: round(request.eta / usual_eta, 6),
@@ -154,10 +167,16 @@ class Preparing:
         if missing:
             names = html.escape(" and ".join(missing))
             gr.Warning(f"Not here: {names}. The usual one is chosen; the picture will differ.")
+        if saved.not_offered:
+            names = " and ".join(saved.not_offered)
+            gr.Warning(f"The page does not offer {names}; the picture will differ.")
+        tasks = task_choices(self._models.tasks(prior))
         return {
             **values,
+            fields.task: gr.Dropdown(tasks, value=request.task),
             fields.prior: gr.Dropdown(self._models.priors(), value=prior),
             fields.operator: gr.Dropdown(self._models.operators(), value=operator),
+            self._tools.noise_given: True,
         }
 
     def _weights(
@@ -172,28 +191,62 @@ class Preparing:
         operator = self._models.same_operator(saved.operator, prior, request)
         if operator is None:
             missing.append(f"the operator {saved.operator}")
+            self._models.check(request.task, prior, AUTOMATIC)
         return prior, operator or AUTOMATIC, missing
 
-    def choose_prior(self, name: str, progress: gr.Progress = PROGRESS) -> None:
-        """Load a prior, fetched first where it is not here."""
+    def choose_prior(
+        self, given: dict[Any, Any], progress: gr.Progress = PROGRESS
+    ) -> dict[Any, Any]:
+        """Load a prior, fetched first where it is not here, and offer the tasks it has."""
+        fields = self._settings
         try:
             with shown_by(progress):
-                self._models.restorer(name)
+                self._models.restorer(given[fields.prior])
         except SiloError as error:
             raise one_sentence(error) from error
+        choices = task_choices(self._models.tasks(given[fields.prior]))
+        task = given[fields.task]
+        if not choices or task in (name for _, name in choices):
+            return {fields.task: gr.Dropdown(choices), fields.noise_sigma: gr.skip()}
+        other = choices[0][1]
+        gr.Info("This image model has no operator for that damage: another is chosen.")
+        return {
+            fields.task: gr.Dropdown(choices, value=other),
+            fields.noise_sigma: self.noise({**given, fields.task: other}),
+        }
 
-    def add_operator(self, text: str, progress: gr.Progress = PROGRESS) -> dict[Any, Any]:
+    def choose_operator(self, given: dict[Any, Any]) -> dict[Any, Any]:
+        """Choose the task of an operator, its noise, and an effort that its kind takes."""
+        fields = self._settings
+        chosen = self._models.added(given[fields.operator])
+        return {fields.task: gr.skip()} if chosen is None else self._suited_to(chosen, given)
+
+    def _suited_to(self, operator: Added, given: dict[Any, Any]) -> dict[Any, Any]:
+        fields = self._settings
+        suited: dict[Any, Any] = {fields.task: operator.task}
+        if given[fields.source] == CLEAN:
+            chosen = {fields.task: operator.task, fields.operator: operator.name}
+            suited[fields.noise_sigma] = self.noise({**given, **chosen})
+        if operator.reads_features:
+            suited |= {fields.preset: "balanced", fields.steps: PRESETS["balanced"].steps}
+        return suited
+
+    def add_operator(
+        self, given: dict[Any, Any], progress: gr.Progress = PROGRESS
+    ) -> dict[Any, Any]:
         """Fetch and check an operator of the Hub, and choose it and its task."""
         fields = self._settings
         try:
             with shown_by(progress):
-                added = self._models.add(text)
+                added = self._models.add(given[self._tools.operator_id])
         except (SiloError, OperatorError) as error:
             raise one_sentence(error) from error
+        tasks = task_choices(self._models.tasks(given[fields.prior]) | {added.task})
         return {
+            **self._suited_to(added, given),
             fields.operator: gr.Dropdown(self._models.operators(), value=added.name),
             fields.prior: gr.Dropdown(self._models.priors()),
-            fields.task: gr.Dropdown(task_choices(self._models.tasks()), value=added.task),
+            fields.task: gr.Dropdown(tasks, value=added.task),
             self._tools.operator_id: "",
         }
 
@@ -206,6 +259,10 @@ class Preparing:
             fields.task: gr.Dropdown(task_choices(self._models.tasks())),
         }
 
+    def _task(self, given: dict[Any, Any]) -> Task:
+        fields = self._settings
+        return self._models.task(given[fields.task], given[fields.prior], given[fields.operator])
+
     @staticmethod
     def new_seed() -> int:
         """Draw a seed."""
@@ -213,13 +270,7 @@ class Preparing:
 
 
 def _preset_of(request: RestorationRequest) -> str:
-    """Return the preset with the request's sampler, of several the one with the nearest steps.
-
-    Raises:
-        BadRequest: no preset has that sampler.
-    """
+    """Return the preset with the request's sampler, of several the one with the nearest steps."""
     sampler, steps = request.effective_sampler, request.effective_steps
     fitting = {name: abs(p.steps - steps) for name, p in PRESETS.items() if p.sampler == sampler}
-    if not fitting:
-        raise BadRequest(f"The page does not offer the sampler {sampler}: use the command line.")
     return min(fitting, key=lambda name: fitting[name])

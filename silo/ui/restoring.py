@@ -2,28 +2,33 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import gradio as gr
 import spaces
 
+from operators.catalog import TASKS
 from operators.errors import OperatorError
 from silo import images
 from silo.caption import Captioner
+from silo.decoding import read_size
 from silo.errors import BadRequest, SiloError
-from silo.request import RestorationRequest
+from silo.request import PRESETS, RestorationRequest
 from silo.restorer import Restorer, Result
 from silo.ui.errors import one_sentence
-from silo.ui.inputs import CLEAN, Settings
-from silo.ui.mask_painter import painted_mask, view, wants_mask
-from silo.ui.models import Models
+from silo.ui.inputs import CLEAN, DEGRADED, Settings
+from silo.ui.mask_painter import at_most, painted_mask, view, wants_mask
+from silo.ui.models import Models, check_simulated, own_degradation
 from silo.ui.outputs import Outputs, cache_folder
 from silo.ui.results import save_all, save_result, save_uncertainty
 from silo.ui.running import Run, Runs
+from silo.ui.timing import Timing, Work
 from silo.ui.wording import Frame, paragraphs, preset_choices, stopped, summary
 
-PICTURE_PERIOD = 0.7  # seconds between two clean estimates on the page
+PICTURE_PERIOD = 0.7  # seconds between two clean estimates on the page, or
+PICTURE_SHARE = 0.1  # of the time, where decoding them takes long
 STOP_PATIENCE = 30  # seconds; one step of the largest prior on a slow machine
 
 
@@ -38,7 +43,6 @@ class Restoring:
     Attributes:
         frames: runs a request: yields a `Frame` after every step, then the `Result`.
         runs: what is being restored for whom.
-        seconds_per_step: by sampler, of its last restoration.
     """
 
     def __init__(
@@ -47,10 +51,11 @@ class Restoring:
         captioner_factory: Callable[[], Captioner],
         settings: Settings,
         outputs: Outputs,
+        timing: Timing,
     ) -> None:
         """Restore with `models`; the captioner makes way for it where memory is short."""
         self.runs = Runs()
-        self.seconds_per_step: dict[str, float] = {}
+        self._timing = timing
         self._models, self._settings, self._outputs = models, settings, outputs
 
         @spaces.GPU(duration=gpu_seconds)
@@ -65,9 +70,12 @@ class Restoring:
                         yield event
                         continue
                     estimate = None
-                    if time.monotonic() >= picture_due:
+                    started = time.monotonic()
+                    if started >= picture_due:
                         estimate = event.preview()
-                        picture_due = time.monotonic() + PICTURE_PERIOD
+                        now = time.monotonic()
+                        apart = (now - started) * (1 / PICTURE_SHARE - 1)
+                        picture_due = now + max(PICTURE_PERIOD, apart)
                     yield Frame(event.step, event.total, event.seconds_left, estimate)
             except (SiloError, OperatorError) as error:
                 raise one_sentence(error) from error
@@ -95,7 +103,8 @@ class Restoring:
             }
             for event in self.frames(request, *chosen):
                 if isinstance(event, Result):
-                    yield self._finished(event, request)
+                    self._note_time(event, request, given)
+                    yield self._finished(event, request, given)
                     continue
                 run.note(event)
                 if run.stopping.is_set():
@@ -104,7 +113,7 @@ class Restoring:
                     return
                 shown: dict[Any, Any] = {outputs.status: event.to_html()}
                 if event.picture is not None:
-                    shown[outputs.picture] = outputs.kept(event.picture)
+                    shown[outputs.picture] = outputs.kept(at_most(event.picture))
                 yield shown
 
     def stop(self, visit: gr.Request) -> dict[Any, Any]:
@@ -121,23 +130,55 @@ class Restoring:
         run.ended.wait(STOP_PATIENCE)
         return disabled if run.kept is None else {**disabled, **self._stopped(run, run.kept)}
 
-    def presets(self) -> gr.Radio:
-        """Return the presets with what is known of their time here."""
-        return gr.Radio(preset_choices(self.seconds_per_step))
+    def presets(self, given: dict[Any, Any]) -> gr.Radio:
+        """Return the presets with what is known of the time they take here."""
+        fields = self._settings
+        steps = {name: preset.steps for name, preset in PRESETS.items()}
+        steps[given[fields.preset]] = given[fields.steps]
+        seconds = {}
+        for name, preset in PRESETS.items():
+            step = self._timing.seconds(self._work(given, preset.sampler))
+            if step is not None:
+                seconds[name] = step * steps[name] * given[fields.samples]
+        return gr.Radio(preset_choices(steps, seconds))
+
+    def _work(self, given: dict[Any, Any], sampler: str) -> Work:
+        fields = self._settings
+        pixels, task = None, TASKS.get(given[fields.task])
+        if given[fields.photo] is not None:
+            with suppress(SiloError):  # the page tells what is wrong with the file
+                width, height = read_size(given[fields.photo])
+                pixels = width * height
+                if task is not None and given[fields.source] == DEGRADED:
+                    pixels *= task.degradation.operator().downscale ** 2
+        return Work(given[fields.prior], sampler, given[fields.guidance_scale] > 1, pixels)
+
+    def _note_time(
+        self, result: Result, request: RestorationRequest, given: dict[Any, Any]
+    ) -> None:
+        native_size = self._models.restorer(given[self._settings.prior]).prior.native_size
+        step = result.seconds / (request.effective_steps * request.samples)
+        self._timing.note(self._work(given, request.effective_sampler), native_size, step)
 
     def _read(self, given: dict[Any, Any], restorer: Restorer) -> RestorationRequest:
         fields = self._settings
         if given[fields.photo] is None:
             raise BadRequest("Choose a photo or an example first.")
-        image = images.load_image(given[fields.photo]).pixels
+        self._models.check(given[fields.task], given[fields.prior], given[fields.operator])
+        task = self._models.task(given[fields.task], given[fields.prior], given[fields.operator])
         simulate = given[fields.source] == CLEAN
+        if simulate:
+            check_simulated(task)
+        image = images.load_image(given[fields.photo]).pixels
         mask = None
-        if wants_mask(given[fields.task], simulate):
-            mask = painted_mask(given[fields.canvas], (image.shape[-2], image.shape[-1]))
+        if wants_mask(task, simulate):
+            size = image.shape[-2], image.shape[-1]
+            mask = painted_mask(given[fields.canvas], size, given[fields.mask_file])
         request = RestorationRequest(
-            task=given[fields.task],
+            task=task.name,
             image=image,
             simulate=simulate,
+            degradation=own_degradation(task),
             mask=mask,
             prompt=given[fields.prompt] or "",  # None until its panel was opened
             negative_prompt=given[fields.negative_prompt] or "",
@@ -148,18 +189,23 @@ class Restoring:
             samples=given[fields.samples],
             seed=given[fields.seed],
         )
+        if request.effective_sampler == "silo-fast" and restorer.reads_features(task.name):
+            raise BadRequest(
+                "This operator reads features of the image model, which Quick has no use for: "
+                "choose Balanced or Paper."
+            )
         eta = restorer.parameters(request)["eta"]
         return replace(request, eta=given[fields.faithfulness] * eta)
 
-    def _finished(self, result: Result, request: RestorationRequest) -> dict[Any, Any]:
-        steps = request.effective_steps * request.samples
-        self.seconds_per_step[request.effective_sampler] = result.seconds / steps
+    def _finished(
+        self, result: Result, request: RestorationRequest, given: dict[Any, Any]
+    ) -> dict[Any, Any]:
         cache = cache_folder(self._outputs.picture)
         uncertainty = None if request.samples == 1 else save_uncertainty(result.images, cache)
         return {
             **self._outputs.shown(save_result(result, cache), uncertainty),
             self._outputs.status: summary(result, request),
-            self._settings.preset: self.presets(),
+            self._settings.preset: self.presets(given),
         }
 
     def _keep(self, run: Run) -> list[str]:

@@ -17,7 +17,7 @@ _RAMP = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 
 
 
 def new_folder(cache: Path) -> Path:
-    """Make a folder in gradio's cache, which cleans it up by itself."""
+    """Make a folder in gradio's cache, which deletes the files of components in time."""
     cache.mkdir(parents=True, exist_ok=True)
     return Path(tempfile.mkdtemp(dir=cache))
 
@@ -33,11 +33,17 @@ def save_all(
         parameters: those of `Restorer.parameters`; each sample's file says which it is.
         cache: where the files go.
     """
-    folder, task = new_folder(cache), parameters["task"]
-    paths = [folder / f"{task}-before.png"]
-    images.save_png(paths[0], before, parameters)
+    folder = new_folder(cache)
+    path = folder / f"{parameters['task']}-before.png"
+    images.save_png(path, before, parameters)
+    return [str(path), *save_samples(restored, parameters, folder)]
+
+
+def save_samples(restored: Tensor, parameters: Mapping[str, Any], folder: Path) -> list[str]:
+    """Write every sample of (B, 3, H, W) into a folder; see `save_all`."""
+    paths = []
     for index, image in enumerate(restored):
-        paths.append(folder / f"{task}-seed-{parameters['seed'] + index}.png")
+        paths.append(folder / f"{parameters['task']}-seed-{parameters['seed'] + index}.png")
         images.save_png(paths[-1], image, {**parameters, "sample": index})
     return [str(path) for path in paths]
 

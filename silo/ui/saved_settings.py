@@ -5,9 +5,13 @@ from typing import Any
 
 import torch
 
+from operators.catalog import TASKS
+from operators.degradation import Degradation
+from operators.errors import OperatorError
 from silo.errors import BadRequest
 from silo.images import read_parameters
-from silo.request import RestorationRequest
+from silo.request import PRESETS, RestorationRequest
+from silo.samplers import SAMPLERS
 
 MAX_PROMPT = 1000  # characters
 MAX_NAME = 200
@@ -49,12 +53,14 @@ class SavedSettings:
         simulate: whether the picture was degraded first.
         prior: what it was restored with.
         operator: what guided it.
+        not_offered: what it was made with beside, that the page has no field for.
     """
 
     request: RestorationRequest
     simulate: bool
     prior: Weights
     operator: Weights
+    not_offered: list[str]
 
 
 def read_settings(path: str) -> SavedSettings:
@@ -62,19 +68,47 @@ def read_settings(path: str) -> SavedSettings:
 
     Raises:
         BadImage: not a picture.
-        BadRequest: it carries no settings, or values that no restoration can have.
+        BadRequest: it carries no settings, values that no restoration can have, or those of a
+            sampler that the page does not offer.
     """
     found = read_parameters(path)
     if found is None:
         raise BadRequest("This picture carries no settings: choose a PNG that was downloaded here.")
+    for name in ("task", "sampler"):
+        if len(_value(found, name, str)) > MAX_NAME:
+            raise BadRequest(f"The settings in this file are damaged: {name} is no name.")
+    sampler = found["sampler"]
+    if sampler in SAMPLERS and all(sampler != preset.sampler for preset in PRESETS.values()):
+        raise BadRequest(f"The page does not offer the sampler {sampler}: use the command line.")
     values = {name: _value(found, name, kind) for name, kind in _TYPES.items()}
     if max(len(values["prompt"]), len(values["negative_prompt"])) > MAX_PROMPT:
         raise BadRequest(f"The prompt in this file is longer than {MAX_PROMPT} characters.")
     simulate = values.pop("simulate")
     prior, operator = _weights(found, "prior"), _weights(found, "operator")
+    degradation, not_offered = _degradation(found), []
+    if values["task"] in TASKS and degradation is not None:
+        not_offered.append("a degradation of its own")
+        degradation = None
     # Checked as simulated in any case: only then the placeholder needs no mask.
-    request = RestorationRequest(image=_PLACEHOLDER, simulate=True, **values)
-    return SavedSettings(request, simulate, prior, operator)
+    request = RestorationRequest(
+        image=_PLACEHOLDER, simulate=True, degradation=degradation, **values
+    )
+    if request.effective_degradation.needs_mask and found.get("keep_known") is False:
+        not_offered.append("known pixels that went through the decoder (--no-keep-known)")
+    if found.get("clamp") is not None:
+        not_offered.append("a bound on the guidance gradient (--clamp)")
+    return SavedSettings(request, simulate, prior, operator, not_offered)
+
+
+def _degradation(found: dict[str, Any]) -> Degradation | None:
+    """Read what degraded the picture in place of the task's degradation, or for an own task."""
+    described = found.get("degradation")
+    try:
+        return None if described is None else Degradation.from_dict(described)
+    except (OperatorError, TypeError) as error:
+        raise BadRequest(
+            "The settings in this file are damaged: its degradation is not of its kind."
+        ) from error
 
 
 def _weights(found: dict[str, Any], kind: str) -> Weights:

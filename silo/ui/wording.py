@@ -5,11 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from PIL import Image
+from torch import Tensor
 
 from operators.catalog import TASKS
-from silo.metrics import Scores, scores
-from silo.request import PRESETS, Preset, RestorationRequest
+from silo.metrics import lpips, psnr
+from silo.request import PRESETS, RestorationRequest
 from silo.restorer import Result
+
+Choice = tuple[str, str]
 
 
 def paragraphs(*sentences: str) -> str:
@@ -18,23 +21,37 @@ def paragraphs(*sentences: str) -> str:
 
 
 def task_choices(tasks: set[str]) -> list[tuple[str, str]]:
-    """Return tasks in plain words, the field's name beside them."""
-    return [
-        (f"{task.title} ({name.replace('_', ' ')})", name)
-        for name, task in TASKS.items()
-        if name in tasks
+    """Return tasks in plain words, the field's name beside them; then those of people's own."""
+
+    def words(name: str) -> str:
+        return name.replace("_", " ")
+
+    known = [
+        (f"{task.title} ({words(name)})", name) for name, task in TASKS.items() if name in tasks
     ]
+    return known + [(f"Of an operator: {words(name)}", name) for name in sorted(tasks - set(TASKS))]
 
 
-def preset_choices(seconds_per_step: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Return the presets with their steps or, for samplers that were timed here, their time."""
+def preset_choices(steps: Mapping[str, int], seconds: Mapping[str, float]) -> list[Choice]:
+    """Return the presets with their steps or, where it is known, the time they take here.
 
-    def cost(preset: Preset) -> str:
-        if preset.sampler not in seconds_per_step:
-            return f"{preset.steps} steps"
-        return f"about {preset.steps * seconds_per_step[preset.sampler]:.0f} s"
+    Args:
+        steps: of every preset.
+        seconds: of those that the time of is known.
+    """
+    costs = {name: f"{count} steps" for name, count in steps.items()}
+    costs |= {name: about(time) for name, time in seconds.items()}
+    return [(f"{name.capitalize()}: {costs[name]}", name) for name in PRESETS]
 
-    return [(f"{name.capitalize()}: {cost(preset)}", name) for name, preset in PRESETS.items()]
+
+def about(seconds: float) -> str:
+    """Return an estimate of a time no finer than it is good for."""
+    if seconds < 1:
+        return "under 1 s"
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"about {seconds / length:.0f} {unit}"
+    return f"about {seconds:.0f} s"
 
 
 @dataclass(frozen=True)
@@ -48,7 +65,7 @@ class Frame:
 
     def to_html(self) -> str:
         """Return the status line and its progress bar."""
-        line = f"Step {self.step} of {self.total}, about {self.seconds_left:.0f} s left"
+        line = f"Step {self.step} of {self.total}, {about(self.seconds_left)} left"
         return f'{paragraphs(line)}<progress max="{self.total}" value="{self.step}"></progress>'
 
 
@@ -67,13 +84,17 @@ def summary(result: Result, request: RestorationRequest) -> str:
     """Return how it went as HTML: seed, cost, scores of a simulated restoration, notices."""
     cost = f"{result.nfe} denoiser evaluations, {result.seconds:.1f} s"
     lines = [f"Done. Seed {request.seed}, {cost}."]
-    if request.simulate:
-        restored, degraded = (describe(score) for score in scores(result))
+    if result.clean is not None:
+        restored, degraded = (
+            describe(image, result.clean) for image in (result.images, result.measurement)
+        )
         lines.append(f"Against the clean photo: {restored}; the degraded photo: {degraded}.")
     return paragraphs(*lines, *result.notices)
 
 
-def describe(score: Scores) -> str:
-    """Return scores in the units they are read in."""
-    perceptual = "" if score.lpips is None else f", LPIPS {score.lpips:.3f}"
-    return f"PSNR {score.psnr:.1f} dB{perceptual}"
+def describe(images: Tensor, clean: Tensor) -> str:
+    """Return how far images (B, 3, H, W) are from the clean one, in the units of the scores."""
+    clean = clean.expand_as(images)
+    distance = lpips("alex", images, clean)
+    perceptual = "not available (no weights)" if distance is None else f"{distance:.3f}"
+    return f"PSNR {psnr(images, clean).mean():.1f} dB, LPIPS {perceptual}"

@@ -40,14 +40,14 @@ def page(browser: Browser, app: App, request: pytest.FixtureRequest) -> Iterator
     width, height = getattr(request, "param", (1366, 768))
     context = browser.new_context(viewport={"width": width, "height": height})
     context.set_default_timeout(PATIENCE * 1000)
-    page = context.new_page()
     foreign: list[str] = []
 
     def note(url: str) -> None:
         if not url.startswith((app.url, "data:", "blob:")):
             foreign.append(url)
 
-    page.on("request", lambda sent: note(sent.url))
+    context.on("request", lambda sent: note(sent.url))  # of every tab
+    page = context.new_page()
     page.goto(app.url)
     page.locator("#restore").wait_for()
     yield page

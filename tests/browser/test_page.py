@@ -2,14 +2,25 @@
 
 import json
 import re
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from io import BytesIO
 from pathlib import Path
+from typing import Literal
 
 import pytest
-from PIL import Image
+import torch
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from gradio_client.utils import QueueError
+from PIL import Image, ImageChops
 from playwright.sync_api import Page, Request, expect
 
-from silo.images import read_parameters
+from operators.convolutional import CompactCNN
+from silo.__main__ import main
+from silo.images import read_parameters, save_png
+from tests.served_app import App
 
 PATIENCE = 180_000  # milliseconds
 FINISHED = re.compile(r"Done\. Seed \d+")
@@ -34,7 +45,7 @@ def open_advanced(page: Page) -> None:
         page.wait_for_timeout(500)
 
 
-def set_number(page: Page, field: str, value: int) -> None:
+def set_number(page: Page, field: str, value: float) -> None:
     """Fill a field, again where a page still being built puts back what stood there."""
     number = page.locator(f"{field} input[type=number]")
     for _ in range(20):
@@ -51,6 +62,17 @@ def restore(page: Page, *, steps: int, seed: int = 0) -> None:
     set_number(page, "#steps", steps)
     set_number(page, "#seed", seed)
     page.locator("#restore").click()
+
+
+def await_previews(page: Page, count: int) -> None:
+    """Wait until the clean estimate on the page has been replaced `count` times."""
+    expect(page.locator("#status progress")).to_be_visible(timeout=PATIENCE)
+    shown = page.locator("#picture img")
+    for _ in range(count):
+        # The file's path holds a hash of its content: another one is another picture.
+        before = shown.get_attribute("src") or ""
+        expect(shown).not_to_have_attribute("src", before, timeout=PATIENCE)
+    assert shown.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
 
 
 def downloaded(page: Page, folder: Path) -> Path:
@@ -94,6 +116,7 @@ def test_the_settings_of_a_downloaded_result_give_the_same_picture(
     choose_example(page, 2)
     open_advanced(page)
     set_number(page, "#faithfulness", 2)
+    set_number(page, "#noise", 0.03)
     page.get_by_label("What the photo shows (prompt)").fill("a cup of coffee")
     restore(page, steps=2, seed=11)
     expect(page.locator("#status")).to_have_text(FINISHED, timeout=PATIENCE)
@@ -101,10 +124,10 @@ def test_the_settings_of_a_downloaded_result_give_the_same_picture(
     first = downloaded(page, tmp_path)
 
     page.reload()
-    choose_example(page, 2)
     open_advanced(page)
     page.locator("#saved input[type=file]").set_input_files(first)
     expect(page.locator("#seed input[type=number]")).to_have_value("11", timeout=PATIENCE)
+    choose_example(page, 2)  # after the settings, as the page says
     page.locator("#restore").click()
     expect(page.locator("#status")).to_have_text(FINISHED, timeout=PATIENCE)
     (tmp_path / "again").mkdir()
@@ -113,9 +136,46 @@ def test_the_settings_of_a_downloaded_result_give_the_same_picture(
     assert pixels(again) == pixels(first)
 
 
+def test_an_uploaded_photo_comes_out_as_from_the_command_line(page: Page, tmp_path: Path) -> None:
+    photo, out = tmp_path / "photo.png", tmp_path / "cli.png"
+    ramp = Image.linear_gradient("L").resize((96, 64))
+    Image.merge("RGB", (ramp, ramp.rotate(180), ramp)).save(photo)
+    choose_task(page, "super resolution x4")
+    page.locator("#photo input[type=file]").set_input_files(photo)
+    expect(page.locator("#picture img")).to_be_visible(timeout=PATIENCE)
+    page.get_by_label("Degrade it first (show me)").check()
+    open_advanced(page)
+    expect(page.locator("#noise input[type=number]")).to_have_value("0.01", timeout=PATIENCE)
+    restore(page, steps=2, seed=5)
+    expect(page.locator("#status")).to_have_text(FINISHED, timeout=PATIENCE)
+    settings = ["--simulate", "--preset", "quick", "--steps", "2", "--seed", "5"]
+    task = ["--task", "super_resolution_x4"]
+    assert main(["restore", str(photo), "--out", str(out), *task, *settings]) == 0
+    assert pixels(downloaded(page, tmp_path)) == pixels(out)
+
+
+def test_a_pasted_picture_becomes_the_photo(page: Page) -> None:
+    content = BytesIO()
+    Image.new("RGB", (8, 8), "teal").save(content, "PNG")
+    for name in ("first", "second"):  # into the empty field, then in place of a photo
+        page.evaluate(
+            """([name, content]) => {
+              const data = new DataTransfer();
+              data.items.add(new File([Uint8Array.from(content)], name, { type: 'image/png' }));
+              document.dispatchEvent(new ClipboardEvent('paste', { clipboardData: data }));
+            }""",
+            [f"{name}.png", list(content.getvalue())],
+        )
+        # The link to the file appears when it has arrived.
+        expect(page.locator(f"#photo a[download='{name}.png']")).to_be_visible(timeout=PATIENCE)
+    expect(page.locator("#picture img")).to_be_visible(timeout=PATIENCE)
+
+
 def test_several_variants_come_with_a_map_of_where_they_differ(page: Page, tmp_path: Path) -> None:
     choose_example(page, 3)
     open_advanced(page)
+    page.locator("#new-seed").click()
+    expect(page.locator("#seed input[type=number]")).not_to_have_value("0", timeout=PATIENCE)
     set_number(page, "#samples", 2)
     restore(page, steps=2, seed=4)
     expect(page.locator("#status")).to_have_text(FINISHED, timeout=PATIENCE)
@@ -124,7 +184,7 @@ def test_several_variants_come_with_a_map_of_where_they_differ(page: Page, tmp_p
     page.locator("#variants img").nth(1).click()
     expect(page.locator("#side-by-side img[src*='seed-5']")).to_have_count(1, timeout=PATIENCE)
     assert downloaded(page, tmp_path).name.endswith("seed-5.png")
-    page.get_by_role("tab", name="Where variants differ").click()
+    page.get_by_role("tab", name="Differences").click()
     expect(page.locator("#uncertainty img")).to_be_visible()
     expect(page.locator("#uncertainty")).to_contain_text("brightest: 0.")
 
@@ -170,6 +230,46 @@ def test_a_file_that_is_no_picture_gets_one_sentence(page: Page, tmp_path: Path)
     expect(page.locator("body")).not_to_contain_text("Traceback")
 
 
+def test_settings_of_somebody_else_show_no_picture_of_theirs(page: Page, tmp_path: Path) -> None:
+    hostile = tmp_path / "hostile.png"
+    image = "<img src=https://example.com/you-were-here.png>"
+    parameters = {"task": image, "sampler": "silo", "simulate": True}
+    numbers = {"steps": 2, "eta": 1.0, "noise_sigma": 0.01, "guidance_scale": 1.0, "samples": 1}
+    weights = {name: {"name": "x", "revision": None} for name in ("prior", "operator")}
+    words = {"prompt": "", "negative_prompt": "", "seed": 0}
+    save_png(hostile, torch.zeros(3, 8, 8), {**parameters, **numbers, **weights, **words})
+    open_advanced(page)
+    page.locator("#saved input[type=file]").set_input_files(hostile)
+    toast = page.get_by_test_id("toast-body")
+    expect(toast).to_contain_text(image, timeout=PATIENCE)  # as text; the fixture watches the net
+    expect(toast.locator("img")).to_have_count(0)
+
+
+def test_an_operator_brings_the_damage_of_its_author(page: Page, app: App, tmp_path: Path) -> None:
+    operator = CompactCNN(latent_channels=8, width=8, blocks=1, groups=4)
+    blur = {"kind": "gaussian_blur", "parameters": {"std": 6.0}, "noise_sigma": 0.04}
+    operator.metadata = {"task": "old_lens", "degradation": blur, "prior": "tiny"}
+    folder = app.hub_cache / "models--lab--lens" / "snapshots" / ("c0ffee" * 7)[:40]
+    operator.save_pretrained(folder)
+    page.reload()
+    choose_example(page)
+    choose_task(page, "Of an operator: old lens")
+    status = page.locator("#status")
+    expect(status).to_contain_text("choose or add its operator", timeout=PATIENCE)
+    open_advanced(page)
+    page.locator("#operator input").click()
+    page.get_by_role("option", name="lab/lens").click()
+    noise = page.locator("#noise input[type=number]")
+    expect(noise).to_have_value("0.04", timeout=PATIENCE)
+    expect(status).not_to_contain_text("choose or add its operator", timeout=PATIENCE)
+    restore(page, steps=2)
+    expect(status).to_have_text(FINISHED, timeout=PATIENCE)
+    parameters = read_parameters(downloaded(page, tmp_path))
+    assert parameters is not None
+    assert (parameters["task"], parameters["noise_sigma"]) == ("old_lens", 0.04)
+    shutil.rmtree(folder.parent.parent)
+
+
 def test_restoring_nothing_asks_for_a_photo(page: Page) -> None:
     page.locator("#restore").click()
     toast = page.get_by_test_id("toast-body")
@@ -183,10 +283,10 @@ def test_nothing_but_an_example_need_be_chosen(page: Page) -> None:
     expect(page.locator("#status")).to_have_text(FINISHED, timeout=PATIENCE)
 
 
-def test_stop_keeps_the_last_estimate_and_frees_the_machine(page: Page, tmp_path: Path) -> None:
+def test_previews_appear_and_stop_keeps_the_last_one(page: Page, tmp_path: Path) -> None:
     choose_example(page)
     restore(page, steps=1000)
-    expect(page.locator("#status progress")).to_be_visible(timeout=PATIENCE)
+    await_previews(page, 2)
     page.locator("#stop").click()
     status = page.locator("#status")
     expect(status).to_contain_text(re.compile(r"Stopped after \d+ of 1000"), timeout=PATIENCE)
@@ -208,6 +308,8 @@ def test_stop_while_waiting_for_another_visitor(page: Page) -> None:
     second.goto(page.url)
     choose_example(second)
     restore(second, steps=1000)
+    queued = re.compile(r"queue: \d+/\d+")
+    expect(second.locator("#status")).to_contain_text(queued, timeout=PATIENCE)
     second.locator("#stop").click()
     expect(second.locator("#status")).to_have_text("Stopped before it began.", timeout=PATIENCE)
     page.locator("#stop").click()
@@ -220,24 +322,89 @@ def await_canvas(page: Page) -> None:
     expect(page.locator("#canvas")).to_contain_text(re.compile(r"\b1\d\d%"), timeout=PATIENCE)
 
 
-def paint(page: Page) -> None:
-    """Paint a stroke over the middle of the canvas."""
+BELOW = 60  # px on the screen from the middle of the canvas, past a stroke through it
+
+
+def middle_of_canvas(page: Page) -> tuple[float, float]:
     await_canvas(page)
     surface = page.locator("#canvas canvas").first
     surface.scroll_into_view_if_needed()
     box = surface.bounding_box()
     assert box is not None
-    middle_x, middle_y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    page.mouse.move(middle_x - 40, middle_y)
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def drag(page: Page, below: int = 0) -> None:
+    """Paint or erase a stroke over the middle of the canvas, or so many pixels below it."""
+    x, y = middle_of_canvas(page)
+    page.mouse.move(x - 40, y + below)
     page.mouse.down()
-    page.mouse.move(middle_x + 40, middle_y, steps=10)
+    page.mouse.move(x + 40, y + below, steps=10)
     page.mouse.up()
+
+
+def await_white(page: Page, *, middle: bool, below: bool) -> None:
+    """Wait until the canvas, which tells nobody when it has drawn, shows what is painted where."""
+    deadline = time.monotonic() + PATIENCE / 1000
+    while True:
+        x, y = middle_of_canvas(page)
+        shown = Image.open(BytesIO(page.screenshot())).convert("L")
+        seen = [shown.getpixel((round(x), round(y + down))) for down in (0, BELOW)]
+        if [value == 255 for value in seen] == [middle, below]:
+            return
+        assert time.monotonic() < deadline, f"the canvas shows {seen}"
+
+
+def inverted_mask(page: Page) -> list[str]:
+    """Press Invert; return the layers that the page sent."""
+
+    def carries_canvas(sent: Request) -> bool:
+        joins_queue = sent.url.split("?")[0].endswith("/queue/join")
+        return joins_queue and '"layers"' in (sent.post_data or "")
+
+    with page.expect_request(lambda sent: carries_canvas(sent)) as sent:
+        page.locator("#invert").click()
+    (canvas,) = (
+        value
+        for value in json.loads(sent.value.post_data or "{}")["data"]
+        if isinstance(value, dict) and "layers" in value
+    )
+    return [layer["url"] for layer in canvas["layers"]]
+
+
+def hole(page: Page, layers: list[str]) -> Image.Image:
+    """What the sent layers mark, white."""
+    with Image.open(BytesIO(page.request.get(layers[-1]).body())) as layer:
+        return layer.getchannel("A").point([0] * 128 + [255] * 128)
+
+
+def test_undo_eraser_and_invert_change_the_mask(page: Page) -> None:
+    choose_task(page, "inpainting free")
+    choose_example(page)
+    drag(page)
+    await_white(page, middle=True, below=False)
+    page.get_by_role("button", name="Undo").click()
+    await_white(page, middle=False, below=False)
+    drag(page)
+    drag(page, BELOW)
+    await_white(page, middle=True, below=True)
+    page.get_by_role("button", name="Erase", exact=True).click()
+    drag(page, BELOW)
+    await_white(page, middle=True, below=False)
+    painted = hole(page, inverted_mask(page))
+    await_white(page, middle=False, below=True)
+    free = hole(page, inverted_mask(page))
+    await_white(page, middle=True, below=False)
+
+    assert painted.getpixel((painted.width // 2, painted.height // 2)) == 255
+    assert 0.01 < painted.histogram()[255] / (painted.width * painted.height) < 0.5
+    assert free == ImageChops.invert(painted)
 
 
 def test_what_is_painted_is_filled_in_as_from_a_mask_file(page: Page, tmp_path: Path) -> None:
     choose_task(page, "inpainting free")
     choose_example(page)
-    paint(page)
+    drag(page)
     layers: list[str] = []
 
     def note(sent: Request) -> None:
@@ -258,17 +425,15 @@ def test_what_is_painted_is_filled_in_as_from_a_mask_file(page: Page, tmp_path: 
     brushed = downloaded(page, tmp_path)
 
     mask = tmp_path / "mask.png"
-    with Image.open(BytesIO(page.request.get(layers[-1]).body())) as layer:
-        layer.getchannel("A").point([0] * 128 + [255] * 128).save(mask)
+    hole(page, layers).save(mask)
     page.reload()
     choose_task(page, "inpainting free")
     choose_example(page)
     await_canvas(page)
     with page.expect_file_chooser() as chooser:
         page.locator("#mask-file").click()
-    with page.expect_response(lambda answer: "/file=" in answer.url):  # the canvas fetches a layer
-        chooser.value.set_files(mask)
-    page.wait_for_timeout(2000)  # it tells nobody when it has drawn it
+    chooser.value.set_files(mask)
+    await_white(page, middle=True, below=False)
     restore(page, steps=2)
     expect(page.locator("#status")).to_have_text(FINISHED, timeout=PATIENCE)
     (tmp_path / "uploaded").mkdir()
@@ -300,6 +465,35 @@ def test_two_tabs_do_not_mix_their_pictures(page: Page, tmp_path: Path) -> None:
         expect(tab.locator("#photo")).to_contain_text(name)
         parameters = read_parameters(downloaded(tab, tmp_path))
         assert parameters is not None and parameters["seed"] == seed
+
+
+def test_a_crowd_behind_a_long_run_is_told_that_the_queue_is_full(
+    page: Page, app: App, tmp_path: Path
+) -> None:
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (64, 64), "teal").save(photo)
+    clients = [Client(app.url, verbose=False, download_files=False) for _ in range(3)]
+
+    def ask(number: int) -> str:
+        given = {"task": "super_resolution_x4", "simulate": True, "steps": 1}
+        try:
+            clients[number % 3].predict(
+                photo=handle_file(photo), **given, seed=number, api_name="/restore"
+            )
+        except (AppError, QueueError) as error:
+            return "full" if "queue is full" in str(error).lower() else str(error)
+        return "done"
+
+    choose_example(page)
+    restore(page, steps=1000)
+    expect(page.locator("#status progress")).to_be_visible(timeout=PATIENCE)
+    with ThreadPoolExecutor(30) as pool:
+        try:
+            ends = as_completed([pool.submit(ask, number) for number in range(30)])
+            assert [next(ends).result() for _ in range(10)] == ["full"] * 10  # 20 may wait
+        finally:
+            page.locator("#stop").click()
+        assert [end.result() for end in ends] == ["done"] * 20
 
 
 def test_describing_says_why_it_cannot(page: Page) -> None:
@@ -349,8 +543,8 @@ def test_the_keyboard_is_enough_and_the_end_is_announced(page: Page) -> None:
     assert covered == "inset(0px 0px 0px 100%)"
 
 
-@pytest.mark.parametrize("page", [(390, 844)], indirect=True, ids=["phone"])
-def test_a_phone_needs_no_sideways_scrolling(page: Page) -> None:
+@pytest.mark.parametrize("page", [(390, 844), (820, 1180)], indirect=True, ids=["phone", "tablet"])
+def test_a_small_screen_needs_no_sideways_scrolling(page: Page) -> None:
     assert not is_scrolled_sideways(page)
     choose_task(page, "inpainting free")
     choose_example(page)
@@ -358,3 +552,37 @@ def test_a_phone_needs_no_sideways_scrolling(page: Page) -> None:
     open_advanced(page)
     expect(page.locator("#seed")).to_be_visible()
     assert not is_scrolled_sideways(page)
+    choose_task(page, "super resolution x4")
+    set_number(page, "#samples", 2)
+    restore(page, steps=1)
+    expect(page.locator("#status")).to_have_text(FINISHED, timeout=PATIENCE)
+    for tab, content in (
+        ("Slider", "#comparison .wipe"),
+        ("Side by side", "#side-by-side .lens"),
+        ("Differences", "#uncertainty img"),
+    ):
+        page.get_by_role("tab", name=tab).click()
+        expect(page.locator(content)).to_be_visible()
+        assert not is_scrolled_sideways(page), tab
+    expect(page.locator("#variants")).to_be_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_words_stand_out_in_light_and_dark(page: Page, scheme: Literal["light", "dark"]) -> None:
+    page.emulate_media(color_scheme=scheme)
+    page.reload()
+    page.locator("#restore").wait_for()
+    paper = "getComputedStyle(document.body).backgroundColor"
+    behind = luminance(page.evaluate(paper))
+    assert behind < 0.1 if scheme == "dark" else behind > 0.9
+    for words in ("#status p", "h1", "#photo label", "#task span", "#source label span"):
+        ink = luminance(page.locator(words).first.evaluate("e => getComputedStyle(e).color"))
+        lighter, darker = sorted((ink, behind), reverse=True)
+        assert (lighter + 0.05) / (darker + 0.05) >= 4.5, words  # WCAG AA
+
+
+def luminance(colour: str) -> float:
+    """The relative luminance of CSS's rgb(), by WCAG 2.2."""
+    channels = [int(value) / 255 for value in re.findall(r"\d+", colour)[:3]]
+    linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

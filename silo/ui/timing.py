@@ -1,0 +1,71 @@
+"""How long restorations take on this machine, by how long earlier ones took."""
+
+from dataclasses import dataclass
+
+import torch
+
+from operators.catalog import shelf
+from silo.request import PRESETS, RestorationRequest
+from silo.restorer import LARGEST_SIDE_RATIO, Progress, Restorer
+
+SMALLEST_SIDE_RATIO = 4
+
+
+@dataclass(frozen=True)
+class Work:
+    """What decides how long a step takes.
+
+    Attributes:
+        prior: the prior's name.
+        sampler: the sampler's name.
+        guided: whether a prompt is amplified, which evaluates the denoiser twice.
+        pixels: of the restored picture, None while there is none.
+    """
+
+    prior: str
+    sampler: str
+    guided: bool
+    pixels: int | None
+
+
+class Timing:
+    """The seconds of a step of one sample, by prior, sampler and guidance."""
+
+    def __init__(self) -> None:
+        """Know nothing yet."""
+        self._noted: dict[tuple[str, str, bool], tuple[float, int]] = {}  # and at how many pixels
+        self._native_sizes: dict[str, int] = {}
+
+    def note(self, work: Work, native_size: int, seconds: float) -> None:
+        """Remember how long a step took with a prior of a native size, in pixels a side."""
+        self._native_sizes[work.prior] = native_size
+        self._noted[work.prior, work.sampler, work.guided] = seconds, self._worked_on(work)
+
+    def seconds(self, work: Work) -> float | None:
+        """Return how long a step of one sample takes; None before any such was noted."""
+        noted = self._noted.get((work.prior, work.sampler, work.guided))
+        if noted is None:
+            return None
+        seconds, pixels = noted
+        return seconds * self._worked_on(work) / pixels
+
+    def measure(self, prior: str, restorer: Restorer) -> None:
+        """Take two steps of every preset's sampler on a grey picture, and note the second."""
+        size = restorer.prior.native_size
+        grey = torch.zeros(1, 3, size, size)
+        task = next(entry.task for entry in shelf() if entry.prior == restorer.prior.name)
+        for sampler in sorted({preset.sampler for preset in PRESETS.values()}):
+            request = RestorationRequest(task, grey, simulate=True, sampler=sampler, steps=2)
+            events = restorer.restore(request)
+            first, second = (event.seconds for event in events if isinstance(event, Progress))
+            self.note(Work(prior, sampler, False, size * size), size, second - first)
+
+    def _worked_on(self, work: Work) -> int:
+        """Return the pixels that a step's time goes with: larger pictures are scaled down.
+
+        Small ones do not keep a processor busy, and take hardly less time than this least one.
+        """
+        native = self._native_sizes[work.prior]
+        pixels = native**2 if work.pixels is None else work.pixels
+        least, most = native / SMALLEST_SIDE_RATIO, native * LARGEST_SIDE_RATIO
+        return round(min(max(pixels, least**2), most**2))

@@ -1,0 +1,191 @@
+"""What the page does with a photo, a mask or earlier settings before anything is restored."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pytest
+import torch
+from gradio.route_utils import delete_files_created_by_app
+from PIL import Image
+
+from operators.catalog import TASKS
+from operators.convolutional import CompactCNN
+from silo.images import save_png
+from silo.prior_files import EMBEDDED_NAME
+from silo.request import PRESETS, RestorationRequest
+from silo.ui.inputs import CLEAN, DEGRADED
+from silo.ui.models import AUTOMATIC, Added
+from silo.ui.results import save_all
+from tests.page_fields import Page
+
+PROCESS = Path("/proc/self")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that gradio keeps files in."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def page() -> Page:
+    return Page()
+
+
+@pytest.fixture
+def peak() -> Iterator[Any]:
+    """How many bytes the process has needed at once, above those it began with."""
+
+    def read(name: str) -> int:
+        (line,) = (
+            line for line in (PROCESS / "status").read_text().splitlines() if line.startswith(name)
+        )
+        return int(line.split()[1]) * 2**10
+
+    try:
+        (PROCESS / "clear_refs").write_text("5")  # resets the peak
+    except OSError:
+        pytest.skip("this system does not tell a process's peak of memory")
+    before = read("VmRSS")
+    yield lambda: read("VmHWM") - before
+
+
+@pytest.mark.parametrize("source", [DEGRADED, CLEAN])
+def test_a_photo_of_49_megapixels_is_taken_in_with_little_memory(
+    page: Page, tmp_path: Path, peak: Any, source: str
+) -> None:
+    photo = tmp_path / "black.png"
+    Image.new("L", (7000, 7000)).save(photo, compress_level=1)
+    given = page.given(photo, "inpainting_free", source)
+    shown = page.preparing.show(given)
+    page.preparing.noise(given)
+    page.preparing.blank_canvas(given)
+    assert not any("megapixels" in str(each) for each in shown.values())
+    assert peak() < 600 * 2**20
+
+
+def test_the_usual_prior_is_chosen_at_first() -> None:
+    page = Page(lambda _: pytest.fail("laying out the page must not load the model"), "sd15")
+    assert page.settings.prior.value == "sd15"
+    assert page.settings.task.choices == [
+        (label, name) for label, name in page.settings.task.choices if "denoising" not in label
+    ]
+
+
+def test_thumbnails_outlive_results_and_results_leave_nothing(page: Page, cache: Path) -> None:
+    def pictures() -> set[str]:
+        return {str(path) for path in cache.rglob("*.png")}
+
+    thumbnails = pictures()
+    assert len(thumbnails) == len(page.tools.examples)
+    parameters = {"task": "denoising", "seed": 5}
+    files = save_all(torch.zeros(1, 3, 8, 8), torch.zeros(2, 3, 8, 8), parameters, cache)
+    page.outputs.shown(files, None)
+    page.outputs.variants.temp_files.update(files[1:])  # as gradio does when it sends them
+    assert pictures() == thumbnails | set(files)
+    delete_files_created_by_app(page.blocks, age=None)
+    assert pictures() == thumbnails
+
+
+@pytest.fixture
+def noisy(tmp_path: Path) -> Path:
+    """A photo with noise of 0.1."""
+    path = tmp_path / "noisy.png"
+    Image.effect_noise((64, 64), 25.5).convert("RGB").save(path)
+    return path
+
+
+def test_the_noise_of_settings_used_again_is_not_overwritten_by_their_photo(
+    page: Page, noisy: Path, tmp_path: Path
+) -> None:
+    noise, waiting = page.settings.noise_sigma, page.tools.noise_given
+    request = RestorationRequest(
+        "gaussian_blur", torch.zeros(1, 3, 64, 64), preset="quick", noise_sigma=0.03
+    )
+    save_png(
+        tmp_path / "result.png", torch.zeros(3, 8, 8), page.models.restorer().parameters(request)
+    )
+    reused = page.preparing.reuse(str(tmp_path / "result.png"))
+    assert (reused[noise], reused[waiting]) == (0.03, True)
+
+    given = {**page.given(noisy, "gaussian_blur", DEGRADED), waiting: reused[waiting]}
+    first = page.preparing.noise_of_photo(given)
+    assert first == {noise: gr.skip(), waiting: False}
+    assert page.preparing.choose_example("coffee", given)[noise] == gr.skip()
+    another = page.preparing.noise_of_photo({**given, waiting: False})
+    assert another[noise] == pytest.approx(0.1, abs=0.02)
+
+
+def test_another_prior_offers_its_own_tasks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(gr, "Info", told.append)
+    page = Page(lambda _: pytest.fail("it is not asked for"))
+    monkeypatch.setattr(page.models, "restorer", lambda _: None)
+    fields = page.settings
+    kept = page.preparing.choose_prior(page.given(None, "jpeg_q10", CLEAN, prior="sd15"))
+    assert told == [] and kept[fields.noise_sigma] == gr.skip()
+    names = [name for _, name in kept[fields.task].choices]
+    assert "jpeg_q10" in names and "denoising" not in names
+    changed = page.preparing.choose_prior(page.given(None, "denoising", CLEAN, prior="sd15"))
+    assert changed[fields.task].value == names[0]
+    assert changed[fields.noise_sigma] == TASKS[names[0]].degradation.noise_sigma
+    assert "no operator for that damage" in told[0]
+
+
+def test_an_operator_brings_its_task_and_an_effort_it_takes(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields, here = page.settings, Added("lab/operator@c0ffee", "jpeg_q10", reads_features=False)
+    monkeypatch.setattr(page.models, "added", {here.name: here}.get)
+
+    def given(operator: str, source: str) -> dict[Any, Any]:
+        return page.given(None, "denoising", source, operator)
+
+    chosen = page.preparing.choose_operator(given(here.name, DEGRADED))
+    assert chosen == {fields.task: "jpeg_q10"}
+    assert page.preparing.choose_operator(given(AUTOMATIC, CLEAN)) == {fields.task: gr.skip()}
+    monkeypatch.setattr(page.models, "added", lambda _: replace(here, reads_features=True))
+    chosen = page.preparing.choose_operator(given(here.name, CLEAN))
+    assert chosen[fields.noise_sigma] == TASKS["jpeg_q10"].degradation.noise_sigma
+    assert chosen[fields.preset] == "balanced"
+    assert chosen[fields.steps] == PRESETS["balanced"].steps
+
+
+@pytest.mark.parametrize(
+    ("described", "noise"),
+    [
+        ({"kind": "inpainting_box", "noise_sigma": 0.07}, 0.07),
+        ({"kind": "gaussian_blur", "parameters": {"std": 9.0}, "noise_sigma": 0.02}, 0.02),
+        ({"kind": "function", "parameters": {"name": "lens", "sha256": "0" * 64}}, 0.01),
+    ],
+)
+def test_a_task_of_ones_own_is_shown_as_its_operator_says(
+    page: Page, noisy: Path, tmp_path: Path, described: dict[str, Any], noise: float
+) -> None:
+    operator = CompactCNN(latent_channels=8, width=8, blocks=1, groups=4)
+    operator.metadata = {"task": "old_lens", "degradation": described, "prior": EMBEDDED_NAME}
+    operator.save_pretrained(tmp_path / "lens")
+    lens = str(tmp_path / "lens")
+
+    clean, degraded = (page.given(noisy, "old_lens", each, lens) for each in (CLEAN, DEGRADED))
+    shown = page.preparing.show(clean)
+    assert page.preparing.noise(clean) == noise
+    if described["kind"] == "function":
+        assert "does not run" in shown[page.outputs.status]
+    else:
+        with (
+            Image.open(shown[page.outputs.picture].value["path"]) as picture,
+            Image.open(noisy) as photo,
+        ):
+            assert picture.convert("RGB").tobytes() != photo.tobytes()
+    takes_mask = described["kind"] == "inpainting_box"
+    assert page.preparing.show(degraded)[page.tools.painter]["visible"] is takes_mask
+    assert (page.preparing.blank_canvas(degraded) is not None) is takes_mask
+    nothing_chosen = page.preparing.show(page.given(noisy, "old_lens", CLEAN))
+    assert "usual operators lack one for old lens" in nothing_chosen[page.outputs.status]

@@ -13,7 +13,7 @@ from silo.restorer import Restorer, Result
 def photo() -> Tensor:
     """A small picture of smooth colours."""
     noise = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    return torch.nn.functional.interpolate(noise, size=(16, 16), mode="bicubic").clamp(-1, 1)
+    return torch.nn.functional.interpolate(noise, size=(64, 64), mode="bicubic").clamp(-1, 1)
 
 
 def restored(dtype: torch.dtype, photo: Tensor, sampler: str, steps: int, seed: int) -> Tensor:

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
@@ -55,7 +54,7 @@ _DECODING_ERRORS = (
 )
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 _UNSCALED = ("I", "F")  # 32-bit integers and floats: what is white is not said
-_HEADER_BYTES = 1_000_000  # what `read_info` and `read_size` look at
+_HEADER_BYTES = 1_000_000  # what `read_header` looks at
 _warning_filters = threading.Lock()
 
 
@@ -89,28 +88,18 @@ def decode(path: str | os.PathLike[str]) -> tuple[Image.Image, list[str]]:
         return _to_rgb(image, name), notices
 
 
-def read_info(path: str | os.PathLike[str]) -> dict[Any, Any]:
-    """What the header of a picture says beside its size, such as the text chunks of a PNG.
+def read_header(path: str | os.PathLike[str]) -> Image.Image:
+    """What a picture says before its pixels, which cannot be read from this.
+
+    Its `size` is that before EXIF's orientation; its `info` has, for one, the text of a PNG.
 
     Raises:
-        BadImage: as in `decode`; the pixels are not decoded.
+        BadImage: as in `decode`.
     """
     name = printable_name(path)
     data = _read(path, _HEADER_BYTES)
     with _quiet(), _named_errors(name):
-        return _open(data, name).info
-
-
-def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """The (width, height) in the header of a picture, before its EXIF orientation.
-
-    Raises:
-        BadImage: as in `decode`; the pixels are not decoded.
-    """
-    name = printable_name(path)
-    data = _read(path, _HEADER_BYTES)
-    with _quiet(), _named_errors(name):
-        return _open(data, name).size
+        return _open(data, name)
 
 
 def printable_name(path: str | os.PathLike[str]) -> str:

@@ -17,7 +17,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from silo.decoding import MAX_PIXELS, decode, printable_name, read_info
+from silo.decoding import MAX_PIXELS, decode, printable_name, read_header
 from silo.errors import BadImage, CannotSave, NumericalError
 
 _CHUNK = "silo"  # keyword of the PNG text chunk that holds the parameters
@@ -129,7 +129,7 @@ def read_parameters(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     Raises:
         BadImage: as in `decode`; the pixels are not decoded.
     """
-    text = read_info(path).get(_CHUNK)
+    text = read_header(path).info.get(_CHUNK)
     if not isinstance(text, str):
         return None
     try:

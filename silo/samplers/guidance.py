@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from silo.errors import BadRequest
 from silo.samplers.problem import Problem
 from silo.schedule import to_clean, to_epsilon
 
@@ -56,7 +57,14 @@ def jacobian_free(problem: Problem, z: Tensor, t: int, alpha_bar: float, loss: L
 
     For the Jacobian of z0hat in z_t it takes sqrt(abar) times the identity, which is that of a
     prior N(0, I). Of what the true Jacobian does, it lacks the projection onto likely pictures.
+
+    Raises:
+        BadRequest: the operator reads the denoiser's features, through which nothing would pass.
     """
+    if problem.operator is not None and problem.operator.needs_features:
+        raise BadRequest(
+            "silo-jacobian-free needs an operator that reads the latent alone: use silo."
+        )
     with torch.no_grad():
         prediction = problem.predict(z, t)
     prediction_type = problem.prior.prediction_type

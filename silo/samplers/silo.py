@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from silo.errors import BadRequest
 from silo.samplers.guidance import Guidance, distance, guidance, jacobian_free
 from silo.samplers.problem import Problem, Sampler, Step, standard_normal
 from silo.schedule import Schedule, posterior_mean, posterior_variance
@@ -51,29 +51,7 @@ def silo(
         yield Step(index, len(schedule), t, clean, z, residual)
 
 
-def silo_jacobian_free(
-    problem: Problem,
-    schedule: Schedule,
-    *,
-    eta: float,
-    generators: Sequence[torch.Generator],
-    clamp: float | None = None,
-) -> Generator[Step, None, None]:
-    """Algorithm 1 without the denoiser's Jacobian: an approximation, see `jacobian_free`.
-
-    For the arguments see `Sampler`.
-
-    Raises:
-        BadRequest: there is no latent operator, or it reads the denoiser's features.
-    """
-    if problem.operator is not None and problem.operator.needs_features:
-        raise BadRequest(
-            "silo-jacobian-free needs an operator that reads the latent alone: use silo."
-        )
-    yield from silo(
-        problem, schedule, eta=eta, generators=generators, clamp=clamp, guide=jacobian_free
-    )
-
-
 SILO = Sampler(silo, needs_operator=True)
-SILO_JACOBIAN_FREE = Sampler(silo_jacobian_free, needs_operator=True, differentiates=False)
+SILO_JACOBIAN_FREE = Sampler(
+    partial(silo, guide=jacobian_free), needs_operator=True, differentiates=False
+)

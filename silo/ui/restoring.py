@@ -13,7 +13,7 @@ from operators.catalog import TASKS
 from operators.errors import OperatorError
 from silo import images
 from silo.caption import Captioner
-from silo.decoding import read_size
+from silo.decoding import read_header
 from silo.errors import BadRequest, SiloError
 from silo.request import PRESETS, RestorationRequest
 from silo.restorer import Restorer, Result
@@ -147,7 +147,7 @@ class Restoring:
         pixels, task = None, TASKS.get(given[fields.task])
         if given[fields.photo] is not None:
             with suppress(SiloError):  # the page tells what is wrong with the file
-                width, height = read_size(given[fields.photo])
+                width, height = read_header(given[fields.photo]).size
                 pixels = width * height
                 if task is not None and given[fields.source] == DEGRADED:
                     pixels *= task.degradation.operator().downscale ** 2

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from io import BytesIO
 from pathlib import Path
@@ -343,10 +344,18 @@ def drag(page: Page, below: int = 0) -> None:
     page.mouse.up()
 
 
-def await_white(page: Page, *, middle: bool, below: bool) -> None:
-    """Wait until the canvas, which tells nobody when it has drawn, shows what is painted where."""
+def await_white(
+    page: Page, *, middle: bool, below: bool, trying: Callable[[], None] | None = None
+) -> None:
+    """Wait until the canvas, which tells nobody when it has drawn, shows what is painted where.
+
+    It tells nobody either when a tool is ready: `trying` is done again until it has its effect.
+    """
     deadline = time.monotonic() + PATIENCE / 1000
     while True:
+        if trying is not None:
+            trying()
+            page.wait_for_timeout(200)
         x, y = middle_of_canvas(page)
         shown = Image.open(BytesIO(page.screenshot())).convert("L")
         seen = [shown.getpixel((round(x), round(y + down))) for down in (0, BELOW)]
@@ -389,8 +398,7 @@ def test_undo_eraser_and_invert_change_the_mask(page: Page) -> None:
     drag(page, BELOW)
     await_white(page, middle=True, below=True)
     page.get_by_role("button", name="Erase", exact=True).click()
-    drag(page, BELOW)
-    await_white(page, middle=True, below=False)
+    await_white(page, middle=True, below=False, trying=lambda: drag(page, BELOW))
     painted = hole(page, inverted_mask(page))
     await_white(page, middle=False, below=True)
     free = hole(page, inverted_mask(page))

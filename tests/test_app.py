@@ -241,7 +241,7 @@ def test_the_summary_tells_seed_scores_and_notices_as_harmless_text(
     text = summary(result, request)
     assert "Seed 5, 50 denoiser evaluations, 1.5 s" in text
     assert "PSNR 40.0 dB" in text  # 10 log10(4 / 0.02^2)
-    assert "the degraded photo: PSNR 20.0 dB, LPIPS not available (no weights)" in text
+    assert "the degraded photo: PSNR 20.0 dB. LPIPS: not available (no weights)." in text
     assert "Worked &lt;small&gt;." in text
 
 

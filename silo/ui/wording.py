@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from operators.catalog import TASKS
+from silo.lpips import find_weights
 from silo.metrics import lpips, psnr
 from silo.request import PRESETS, RestorationRequest
 from silo.restorer import Result
@@ -88,7 +89,10 @@ def summary(result: Result, request: RestorationRequest) -> str:
         restored, degraded = (
             describe(image, result.clean) for image in (result.images, result.measurement)
         )
-        lines.append(f"Against the clean photo: {restored}; the degraded photo: {degraded}.")
+        missing = "" if find_weights("alex") else " LPIPS: not available (no weights)."
+        lines.append(
+            f"Against the clean photo: {restored}; the degraded photo: {degraded}.{missing}"
+        )
     return paragraphs(*lines, *result.notices)
 
 
@@ -96,5 +100,5 @@ def describe(images: Tensor, clean: Tensor) -> str:
     """Return how far images (B, 3, H, W) are from the clean one, in the units of the scores."""
     clean = clean.expand_as(images)
     distance = lpips("alex", images, clean)
-    perceptual = "not available (no weights)" if distance is None else f"{distance:.3f}"
-    return f"PSNR {psnr(images, clean).mean():.1f} dB, LPIPS {perceptual}"
+    perceptual = "" if distance is None else f", LPIPS {distance:.3f}"
+    return f"PSNR {psnr(images, clean).mean():.1f} dB{perceptual}"

@@ -266,23 +266,17 @@ def test_a_missing_operator_is_named(sampler):
 
 
 def test_without_the_jacobian_nothing_reaches_the_denoiser_whose_features_are_refused():
-    prior = GaussianPrior()
-    run = jacobian_free(
-        problem(measurement(), LinearOperator(), prior),
-        spaced(ALPHAS_CUMPROD, 5),
-        eta=1.0,
-        generators=seeds(1),
+    prior, schedule = GaussianPrior(), spaced(ALPHAS_CUMPROD, 1)
+    reads_latent, reads_features = (
+        jacobian_free(
+            problem(measurement(), operator, prior), schedule, eta=1.0, generators=seeds(1)
+        )
+        for operator in (LinearOperator(), FeatureOperator())
     )
-    next(run)
+    next(reads_latent)
     assert prior.differentiated == [False]
-    run = jacobian_free(
-        problem(measurement(), FeatureOperator(), prior),
-        spaced(ALPHAS_CUMPROD, 5),
-        eta=1.0,
-        generators=seeds(1),
-    )
     with pytest.raises(BadRequest, match="reads the latent alone: use silo"):
-        next(run)
+        next(reads_features)
 
 
 def test_measurements_that_do_not_match_the_generators_are_refused():

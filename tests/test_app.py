@@ -269,6 +269,14 @@ def test_inverting_the_mask_twice_gives_it_back(tmp_path: Path) -> None:
     assert again is not None and torch.equal(again, mask)
 
 
+def test_black_over_white_is_to_stay() -> None:
+    layer = Image.new("RGBA", (8, 6), (255, 255, 255, 0))
+    layer.paste((255, 255, 255, 255), (0, 0, 4, 6))
+    layer.paste((0, 0, 0, 255), (2, 0, 8, 6))
+    mask = painted_mask({"layers": [layer]}, (6, 8))
+    assert mask is not None and torch.equal(mask[0, 0, 0], torch.tensor([0.0] * 2 + [1.0] * 6))
+
+
 def test_inverting_an_empty_canvas_paints_it_all(tmp_path: Path) -> None:
     photo = tmp_path / "photo.png"
     Image.new("RGB", (8, 6), "grey").save(photo)

@@ -189,13 +189,14 @@ def _example(name: str, cache: str) -> gr.Button:
 def _painter() -> tuple[gr.Column, gr.ImageEditor, gr.UploadButton, gr.Button]:
     with gr.Column(visible=False, elem_id="painter") as painter:
         canvas = gr.ImageEditor(
-            label="Paint over what should be filled in",
+            label="Paint: white is filled in, black stays",
             type="pil",  # as a file, it would be written where another visitor may be reading
             format="png",
             sources=(),
             transforms=(),
             layers=False,
-            brush=gr.Brush(colors=["#ffffff"], color_mode="fixed"),
+            # The eraser cannot take back what Invert or a mask file painted; a black stroke can.
+            brush=gr.Brush(colors=["#ffffff", "#000000"], color_mode="fixed"),
             buttons=[],
             elem_id="canvas",
         )

@@ -83,7 +83,7 @@ def invert(canvas: dict[str, Any] | None, photo: str, folder: str) -> dict[str, 
 def painted_mask(
     canvas: dict[str, Any] | None, size: tuple[int, int], uploaded: str | None = None
 ) -> Tensor | None:
-    """Read the mask off the canvas.
+    """Read the mask off the canvas: white is to be filled in, what is black or bare is to stay.
 
     Args:
         canvas: the value of a `gr.ImageEditor` of type "pil"; None before any photo.
@@ -92,14 +92,16 @@ def painted_mask(
             it shows this mask as `paint_mask_file` painted it, the file's own pixels are meant.
 
     Returns:
-        (1, 1, *size), 1 = known, 0 = painted; None if nothing is painted.
+        (1, 1, *size), 1 = known, 0 = painted white; None if nothing is.
 
     Raises:
         BadMask: `uploaded` cannot be read.
     """
     if canvas is None or not canvas["layers"]:
         return None
-    mask = masks.read_mask(canvas["layers"][0])
+    layer = canvas["layers"][0].convert("RGBA")
+    black = Image.new("RGBA", layer.size, "black")
+    mask = masks.read_mask(Image.alpha_composite(black, layer).convert("L"))
     if mask.min() == 1:
         return None
     if uploaded is not None:

@@ -59,6 +59,8 @@ _LAYOUT = """
 #status progress::-webkit-progress-bar { background: var(--border-color-primary); }
 #status progress::-webkit-progress-value { background: var(--color-accent); }
 #status progress::-moz-progress-bar { background: var(--color-accent); }
+/* The brush's colour, white or black, is that of its button, too: an outline shows it on either. */
+#canvas button[aria-label="Color"] path { stroke: var(--neutral-500); stroke-width: 1.5px; }
 footer .divider { display: none !important; } /* between links of which one is left */
 #picture img, #uncertainty img { width: 100%; height: 100%; object-fit: contain; }
 """

@@ -409,6 +409,20 @@ def test_undo_eraser_and_invert_change_the_mask(page: Page) -> None:
     assert free == ImageChops.invert(painted)
 
 
+def test_a_black_stroke_takes_back_what_invert_painted(page: Page) -> None:
+    choose_task(page, "inpainting free")
+    choose_example(page)
+    drag(page)
+    await_white(page, middle=True, below=False)
+    inverted_mask(page)
+    await_white(page, middle=False, below=True)
+    page.get_by_role("button", name="Color", exact=True).click()
+    page.locator("#canvas button.color[style*='rgb(0, 0, 0)']").click()
+    await_white(page, middle=False, below=False, trying=lambda: drag(page, BELOW))
+    inverted_mask(page)
+    await_white(page, middle=True, below=True)
+
+
 def test_what_is_painted_is_filled_in_as_from_a_mask_file(page: Page, tmp_path: Path) -> None:
     choose_task(page, "inpainting free")
     choose_example(page)

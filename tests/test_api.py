@@ -19,7 +19,7 @@ from PIL import Image
 from silo.__main__ import main
 from silo.decoding import MAX_FILE_BYTES
 from silo.images import load_image, read_parameters, save_png
-from tests.served_app import App
+from tests.served_app import App, own_operator
 
 SETTINGS = {"task": "super_resolution_x4", "simulate": True, "steps": 2, "seed": 5}
 
@@ -81,6 +81,23 @@ def test_prior_operator_and_what_is_kept_are_the_programs_choice(
     assert (used["prior"]["name"], used["keep_known"]) == ("tiny", False)
 
 
+def test_a_task_of_ones_own_goes_with_its_operator(app: App, client: Client, photo: Path) -> None:
+    given = {**SETTINGS, "task": "old_lens", "photo": handle_file(photo)}
+    with own_operator(app) as name:
+        with pytest.raises(AppError, match="lack one for old lens"):
+            client.predict(**given, api_name="/restore")
+        _, used = client.predict(**given, operator=name, api_name="/restore")
+    assert (used["task"], used["noise_sigma"]) == ("old_lens", 0.04)
+    assert f"{used['operator']['name'].partition('@')[0]}@{used['operator']['revision']}" == name
+
+
+def test_what_of_a_file_was_not_taken_is_said(client: Client, tmp_path: Path) -> None:
+    path = tmp_path / "see-through.png"
+    Image.new("RGBA", (64, 64), (90, 160, 40, 128)).save(path)
+    _, used = client.predict(photo=handle_file(path), **SETTINGS, api_name="/restore")
+    assert any("transparent" in notice for notice in used["notices"])
+
+
 def test_the_command_line_gives_the_same_picture(client: Client, photo: Path) -> None:
     files, parameters = client.predict(photo=handle_file(photo), **SETTINGS, api_name="/restore")
     out = photo.with_name("cli.png")
@@ -88,6 +105,7 @@ def test_the_command_line_gives_the_same_picture(client: Client, photo: Path) ->
     settings += ["--preset", "quick", "--steps", "2"]
     assert main(["restore", str(photo), "--out", str(out), *settings]) == 0
     assert torch.equal(load_image(files[0]).pixels, load_image(out).pixels)
+    assert parameters.pop("notices") == []
     assert read_parameters(files[0]) == {**parameters, "sample": 0}
     saved = read_parameters(out)
     assert saved is not None

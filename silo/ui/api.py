@@ -13,7 +13,7 @@ from silo.errors import BadRequest, SiloError
 from silo.request import PRESETS, RestorationRequest
 from silo.restorer import Result
 from silo.ui.errors import one_sentence
-from silo.ui.models import AUTOMATIC, Choice, Models
+from silo.ui.models import AUTOMATIC, Choice, Models, check_simulated, own_degradation
 from silo.ui.outputs import cache_folder
 from silo.ui.restoring import Restoring
 from silo.ui.results import new_folder, save_samples
@@ -28,7 +28,9 @@ def add(restoring: Restoring, models: Models) -> None:
         mask = gr.File(label="mask", file_types=list(SUFFIXES))
         inputs = [
             photo,
-            gr.Dropdown(sorted({entry.task for entry in shelf()}), label="task"),
+            gr.Dropdown(
+                sorted({entry.task for entry in shelf()}), label="task", allow_custom_value=True
+            ),
             gr.Checkbox(False, label="simulate"),
             mask,
             gr.Radio(list(PRESETS), value="quick", label="preset"),
@@ -79,7 +81,8 @@ def _endpoint(restoring: Restoring, models: Models, component: gr.File) -> Calla
         Args:
             photo: PNG, JPEG, WEBP, BMP, TIFF or GIF of at most 20 MB; over MCP a public link to it
                 or a data: URI.
-            task: what degraded it, such as gaussian_blur or super_resolution_x4.
+            task: what degraded it, such as gaussian_blur or super_resolution_x4; of a task of
+                one's own, its name, with its operator.
             simulate: the photo is clean: degrade it first, then restore it.
             mask: for inpainting tasks, a picture of the photo's size, white where to fill in.
             preset: quick (silo-fast, 16 steps), balanced (silo, 100) or paper (silo, 1000).
@@ -96,18 +99,25 @@ def _endpoint(restoring: Restoring, models: Models, component: gr.File) -> Calla
             operator: one that the page lists, such as owner/name@commit; empty for the task's own.
 
         Returns:
-            The restored pictures as PNG files, and all that is needed to make them again.
+            The restored pictures as PNG files; and all that is needed to make them again, with
+            sentences (notices) on what of the file or the request was not taken as it is.
         """
         try:
             if photo is None:
                 raise BadRequest("photo is missing: send a picture file.")
             _check_offered("prior", prior, models.priors())
             _check_offered("operator", operator, models.operators())
+            models.check(task, prior, operator)
             models.restorer(prior, operator)  # before a GPU is asked for
+            described = models.task(task, prior, operator)
+            if simulate:
+                check_simulated(described)
+            loaded = images.load_image(photo)
             request = RestorationRequest(
                 task=task,
-                image=images.load_image(photo).pixels,
+                image=loaded.pixels,
                 simulate=simulate,
+                degradation=own_degradation(described),
                 mask=None if mask is None else masks.load_mask(mask),
                 prompt=prompt,
                 negative_prompt=negative_prompt,
@@ -125,7 +135,8 @@ def _endpoint(restoring: Restoring, models: Models, component: gr.File) -> Calla
         for event in restoring.frames(request, prior, operator):
             if isinstance(event, Result):
                 folder = new_folder(cache_folder(component))
-                return save_samples(event.images, event.parameters, folder), event.parameters
+                files = save_samples(event.images, event.parameters, folder)
+                return files, {**event.parameters, "notices": [*loaded.notices, *event.notices]}
         raise gr.Error("The restoration ended without a result.")
 
     return restore

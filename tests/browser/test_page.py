@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -18,10 +17,9 @@ from gradio_client.utils import QueueError
 from PIL import Image, ImageChops
 from playwright.sync_api import Page, Request, expect
 
-from operators.convolutional import CompactCNN
 from silo.__main__ import main
 from silo.images import read_parameters, save_png
-from tests.served_app import App
+from tests.served_app import App, own_operator
 
 PATIENCE = 180_000  # milliseconds
 FINISHED = re.compile(r"Done\. Seed \d+")
@@ -247,12 +245,12 @@ def test_settings_of_somebody_else_show_no_picture_of_theirs(page: Page, tmp_pat
 
 
 def test_an_operator_brings_the_damage_of_its_author(page: Page, app: App, tmp_path: Path) -> None:
-    operator = CompactCNN(latent_channels=8, width=8, blocks=1, groups=4)
-    blur = {"kind": "gaussian_blur", "parameters": {"std": 6.0}, "noise_sigma": 0.04}
-    operator.metadata = {"task": "old_lens", "degradation": blur, "prior": "tiny"}
-    folder = app.hub_cache / "models--lab--lens" / "snapshots" / ("c0ffee" * 7)[:40]
-    operator.save_pretrained(folder)
-    page.reload()
+    with own_operator(app):
+        page.reload()
+        restore_with_own_operator(page, tmp_path)
+
+
+def restore_with_own_operator(page: Page, tmp_path: Path) -> None:
     choose_example(page)
     choose_task(page, "Of an operator: old lens")
     status = page.locator("#status")
@@ -268,7 +266,6 @@ def test_an_operator_brings_the_damage_of_its_author(page: Page, app: App, tmp_p
     parameters = read_parameters(downloaded(page, tmp_path))
     assert parameters is not None
     assert (parameters["task"], parameters["noise_sigma"]) == ("old_lens", 0.04)
-    shutil.rmtree(folder.parent.parent)
 
 
 def test_restoring_nothing_asks_for_a_photo(page: Page) -> None:

@@ -10,6 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from silo.muon import MuonAdamW
+
 _FILE = "state.safetensors"
 _NAME = re.compile(r"^step_(\d{8})$")
 
@@ -56,7 +58,7 @@ def steps_done(folder: Path) -> int:
 
 
 def training_tensors(
-    model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
+    model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer | MuonAdamW
 ) -> dict[str, Tensor]:
     """Weights, averaged weights and optimizer state, flat, for `save`."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
@@ -70,7 +72,7 @@ def restore(
     tensors: dict[str, Tensor],
     model: nn.Module,
     average: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | MuonAdamW,
 ) -> None:
     """Undo `training_tensors` in place."""
     model.load_state_dict(_under(tensors, "model."))

@@ -36,8 +36,8 @@ class DenoiserTraining:
     text_layers: int = 2
     latent_size: int = 32
     steps: int = 2400
-    batch: int = 24
-    learning_rate: float = 8e-4
+    batch: int = 16
+    learning_rate: float = 1e-3
     seed: int = 0
 
 
@@ -78,6 +78,12 @@ class TextToLatent(nn.Module):
             cross_attention_dim=settings.text_width,
             attention_head_dim=heads,
         )
+
+    def inner_matrices(self) -> list[Tensor]:
+        """The weights of all linear layers and convolutions but those at the UNet's two ends."""
+        ends = (self.unet.conv_in, self.unet.conv_out)
+        layers = (each for each in self.modules() if isinstance(each, nn.Linear | nn.Conv2d))
+        return [each.weight for each in layers if each not in ends]
 
     def forward(self, latents: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
         """Predict v for latents (B, C, h, w), timesteps (B,) and token ids (B, L)."""
@@ -173,6 +179,7 @@ def train_denoiser(
         checkpointing_steps=checkpointing_steps,
         betas=ADAM_BETAS,
         weight_decay=WEIGHT_DECAY,
+        matrices=model.inner_matrices(),
     )
     for generator in loop:
         picks = torch.randint(len(latents), (settings.batch,), generator=generator)

@@ -12,18 +12,15 @@ checkpoint. Several processes share the work: accelerate launch --multi_gpu -m s
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from operators.catalog import TASKS, Task, get_task, own_task
 from silo.allocation import keep_freed_memory
 from silo.data import PhotoFile, list_photos
-from silo.devices import pick_device, pick_dtype
+from silo.devices import pick_device
 from silo.errors import BadRequest
 from silo.hub import push_operator, require_online
 from silo.hub_commit import check_rights
@@ -35,6 +32,7 @@ from silo.own_degradation import load_degradation
 from silo.prior import LatentPrior
 from silo.processes import Processes
 from silo.tracking import check_tracker, tracked
+from silo.training_options import add_mixed_precision, check_above_zero, pick_training_dtype
 from silo.training_pictures import Augmentation, TrainingPictures, spread
 
 HELD_OUT_PICTURES = 256
@@ -50,7 +48,6 @@ ABOVE_ZERO = (
     "checkpointing_steps",
     "checkpoints_total_limit",
 )
-PRECISIONS = {"no": "float32", "bf16": "bfloat16"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -58,7 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.push_to_hub and not arguments.hub_model_id:
         raise BadRequest("--push_to_hub needs --hub_model_id ORG/NAME.")
-    _check_numbers(arguments)
+    check_above_zero(arguments, ABOVE_ZERO)
+    _check_validation(arguments)
     tasks, source = _tasks(arguments)
     if arguments.push_to_hub and len(tasks) > 1:
         raise BadRequest("--push_to_hub publishes one operator: name one --task.")
@@ -100,28 +98,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def pick_training_dtype(device: torch.device, mixed_precision: str | None) -> torch.dtype:
-    """The number format to encode and train in.
-
-    Args:
-        device: where.
-        mixed_precision: "no" for float32, "bf16", or None for bfloat16 on GPUs that have it and
-            float32 elsewhere.
-
-    Raises:
-        BadRequest: the device has no such format.
-    """
-    if mixed_precision is not None:
-        return pick_dtype(device, PRECISIONS[mixed_precision])
-    dtype = pick_dtype(device)
-    return torch.float32 if dtype == torch.float16 else dtype  # where gradients would underflow
-
-
-def _check_numbers(arguments: argparse.Namespace) -> None:
-    for name in ABOVE_ZERO:
-        value = getattr(arguments, name)
-        if value is not None and not 0 < value < math.inf:
-            raise BadRequest(f"--{name} must be above 0, not {value}.")
+def _check_validation(arguments: argparse.Namespace) -> None:
     if arguments.num_validation_images < 0:
         count = arguments.num_validation_images
         raise BadRequest(f"--num_validation_images must be 0 or more, not {count}.")
@@ -207,9 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--train_batch_size", type=int, help="of all processes together")
     add("--learning_rate", type=float)
     add("--lr_scheduler", choices=("cosine", "constant"))
-    add(
-        "--mixed_precision", choices=tuple(PRECISIONS), help="by default what the device is good at"
-    )
+    add_mixed_precision(parser)
     add("--eta", type=float, help="consistency scale to recommend at 1,000 steps")
     add("--validation_steps", type=int, default=500)
     add("--num_validation_images", type=int, default=4, help="restored at each validation")

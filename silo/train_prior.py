@@ -33,12 +33,19 @@ from silo.train_denoiser import (
     train_denoiser,
 )
 from silo.training_cost import Stage, estimate
+from silo.training_options import add_mixed_precision, check_above_zero, pick_training_dtype
 from silo.widening import widen_from
 
 RESOLUTION = 256
 HELD_OUT_MEASURED = 40
-# Once the latents are fixed, what they do not carry is better painted than averaged.
-DECODER_STEPS, DECODER_LEARNING_RATE, DECODER_LPIPS_WEIGHT = 3000, 5e-4, 1.0
+ABOVE_ZERO = (
+    "latent_channels",
+    "autoencoder_steps",
+    "denoiser_steps",
+    "decoder_steps",
+    "checkpointing_steps",
+)
+DECODER_STEPS, DECODER_LEARNING_RATE = 800, 5e-4
 
 
 class StartingPrior(NamedTuple):
@@ -184,8 +191,10 @@ class PriorTraining:
 def main(argv: list[str] | None = None) -> int:
     """Say what it will take, then train; returns the exit code."""
     arguments = _parser().parse_args(argv)
-    keep_freed_memory()
+    check_above_zero(arguments, ABOVE_ZERO)
     device = pick_device(arguments.device)
+    dtype = pick_training_dtype(device, arguments.mixed_precision)
+    keep_freed_memory()
     output: Path = arguments.output_dir
     output.mkdir(parents=True, exist_ok=True)
 
@@ -209,14 +218,14 @@ def main(argv: list[str] | None = None) -> int:
             joint,
             steps=arguments.decoder_steps,
             learning_rate=DECODER_LEARNING_RATE,
-            lpips_weight=DECODER_LPIPS_WEIGHT,
+            scaled_rate=0.0,  # the latents are fixed
             decoder_alone=True,
         ),
         lpips=LPIPS("alex", weights).to(device) if weights else None,
         start=None if start is None else load_start(start, denoising),
         output=output,
         device=device,
-        dtype=torch.bfloat16 if arguments.mixed_precision == "bf16" else torch.float32,
+        dtype=dtype,
         checkpointing_steps=arguments.checkpointing_steps,
     )
     print(f"What is left, by the time of a few steps:\n{estimate(training.stages())}", flush=True)
@@ -284,7 +293,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--autoencoder_steps", type=int, default=AutoencoderTraining.steps)
     parser.add_argument("--decoder_steps", type=int, default=DECODER_STEPS)
     parser.add_argument("--denoiser_steps", type=int, default=DenoiserTraining.steps)
-    parser.add_argument("--mixed_precision", choices=("no", "bf16"), default="bf16")
+    add_mixed_precision(parser)
     parser.add_argument("--checkpointing_steps", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")

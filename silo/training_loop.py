@@ -6,7 +6,7 @@ import copy
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -17,6 +17,7 @@ from tqdm import tqdm
 from silo import checkpoints
 from silo.errors import NumericalError, Stopped
 from silo.interruption import Interruption, signals_postponed
+from silo.muon import MuonAdamW
 from silo.training_log import TrainingLog
 
 if TYPE_CHECKING:  # it imports accelerate, which takes seconds
@@ -59,6 +60,7 @@ class TrainingLoop(Generic[Model]):
         checkpointing_steps: int,
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
+        matrices: Sequence[Tensor] = (),
         schedule: str = "cosine",
         gradient_norm: float | None = GRADIENT_NORM,
         checkpoints_total_limit: int = 2,
@@ -77,6 +79,7 @@ class TrainingLoop(Generic[Model]):
             checkpointing_steps: how many lie between two checkpoints.
             betas: AdamW's.
             weight_decay: AdamW's.
+            matrices: weights that Muon trains in place of AdamW (see `silo.muon`).
             schedule: of the learning rate, "cosine" (see `warmup_cosine`) or "constant".
             gradient_norm: longer gradients are shortened to it; None for never.
             checkpoints_total_limit: how many checkpoints are kept.
@@ -89,8 +92,12 @@ class TrainingLoop(Generic[Model]):
         self._output, self._steps, self._decay, self._seed = output, steps, decay, seed
         self._learning_rate, self._checkpointing_steps = learning_rate, checkpointing_steps
         self._trained = [p for p in model.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.AdamW(
-            self._trained, lr=learning_rate, betas=betas, weight_decay=weight_decay
+        self._optimizer = (
+            MuonAdamW(self._trained, matrices, learning_rate, betas, weight_decay)
+            if matrices
+            else torch.optim.AdamW(
+                self._trained, lr=learning_rate, betas=betas, weight_decay=weight_decay
+            )
         )
         self._schedule, self._gradient_norm = schedule, gradient_norm
         self._keep_checkpoints = checkpoints_total_limit

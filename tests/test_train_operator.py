@@ -30,9 +30,9 @@ from silo.images import load_image
 from silo.model_card import NO_LICENSE, read_license
 from silo.operator_presets import PRESETS
 from silo.processes import Processes
-from silo.train_operator import pick_training_dtype
 from silo.training_log import TrainingLog
 from silo.training_loop import warmup_cosine
+from silo.training_options import pick_training_dtype
 from tests.hub_server import File, Hub
 
 ROOT = Path(__file__).parent.parent

@@ -1,6 +1,10 @@
 """The endpoint for programs, on the real app: what it gives, takes and refuses."""
 
+import ast
+import asyncio
+import base64
 import struct
+import urllib.request
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -14,6 +18,9 @@ import torch
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from gradio_client.utils import QueueError
+from mcp import ClientSession
+from mcp.client.streamable_http import streamable_http_client
+from mcp.types import CallToolResult, TextContent, Tool
 from PIL import Image
 
 from silo.__main__ import main
@@ -89,6 +96,32 @@ def test_a_task_of_ones_own_goes_with_its_operator(app: App, client: Client, pho
         _, used = client.predict(**given, operator=name, api_name="/restore")
     assert (used["task"], used["noise_sigma"]) == ("old_lens", 0.04)
     assert f"{used['operator']['name'].partition('@')[0]}@{used['operator']['revision']}" == name
+
+
+def test_it_is_a_tool_of_the_mcp_server(app: App, client: Client, photo: Path) -> None:
+    link = "data:image/png;base64," + base64.b64encode(photo.read_bytes()).decode()
+
+    async def call() -> tuple[list[Tool], CallToolResult]:
+        async with (
+            streamable_http_client(f"{app.url}/gradio_api/mcp/") as (read, write, _),
+            ClientSession(read, write) as session,
+        ):
+            await session.initialize()
+            tools = (await session.list_tools()).tools
+            return tools, await session.call_tool("restore", {**SETTINGS, "photo": link})
+
+    (tool,), answer = asyncio.run(call())
+    described = tool.inputSchema["properties"]
+    assert "gaussian_blur" in described["task"]["enum"]
+    assert all(each["description"].endswith(".") for each in described.values())
+    (text,) = answer.content
+    assert isinstance(text, TextContent) and not answer.isError
+    files, parameters = ast.literal_eval(text.text)
+    assert parameters["seed"] == SETTINGS["seed"]
+    with urllib.request.urlopen(files[0]["url"]) as served:
+        by_mcp = Image.open(BytesIO(served.read()))
+    by_client, _ = client.predict(photo=handle_file(photo), **SETTINGS, api_name="/restore")
+    assert by_mcp.tobytes() == Image.open(by_client[0]).tobytes()
 
 
 def test_what_of_a_file_was_not_taken_is_said(client: Client, tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ def add(restoring: Restoring, models: Models) -> None:
 
 
 def _endpoint(restoring: Restoring, models: Models, component: gr.File) -> Callable[..., Answer]:
+    # MCP takes one line on each parameter from the docstring.
     def restore(
         photo: str | None,
         task: str,
@@ -79,10 +80,8 @@ def _endpoint(restoring: Restoring, models: Models, component: gr.File) -> Calla
         """Restore a degraded photo. Faces that come out are plausible, not evidence of identity.
 
         Args:
-            photo: PNG, JPEG, WEBP, BMP, TIFF or GIF of at most 20 MB; over MCP a public link to it
-                or a data: URI.
-            task: what degraded it, such as gaussian_blur or super_resolution_x4; of a task of
-                one's own, its name, with its operator.
+            photo: picture of at most 20 MB; over MCP, a public link to it or a data: URI.
+            task: what degraded it, such as gaussian_blur; or one's own, with its operator.
             simulate: the photo is clean: degrade it first, then restore it.
             mask: for inpainting tasks, a picture of the photo's size, white where to fill in.
             preset: quick (silo-fast, 16 steps), balanced (silo, 100) or paper (silo, 1000).
@@ -99,8 +98,8 @@ def _endpoint(restoring: Restoring, models: Models, component: gr.File) -> Calla
             operator: one that the page lists, such as owner/name@commit; empty for the task's own.
 
         Returns:
-            The restored pictures as PNG files; and all that is needed to make them again, with
-            sentences (notices) on what of the file or the request was not taken as it is.
+            The restored pictures as PNG files, then all that is needed to make them again.
+            There, `notices` are sentences on what was not taken as it is.
         """
         try:
             if photo is None:

@@ -1,4 +1,4 @@
-"""How operators are trained: the settings of the paper's two, and of a small, fast one."""
+"""How operators are trained: as in the paper, and small and fast, with and without features."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class OperatorTraining:
 
     Attributes:
         architecture: `LatentOperator.architecture` of what is trained.
+        readout_channels: inner and outer width of the bottlenecks of a readout operator.
         resolution: side of the crops in pixels; None for the prior's native size.
         pictures: how many crops are encoded.
         noise_draws: measurements of each crop, each with its own noise level, noise and mask.
@@ -35,6 +36,7 @@ class OperatorTraining:
     """
 
     architecture: str = CompactCNN.architecture
+    readout_channels: tuple[int, int] = (96, 384)
     resolution: int | None = None
     pictures: int = 2000
     noise_draws: int = 2
@@ -55,6 +57,9 @@ class OperatorTraining:
 PRESETS: Mapping[str, OperatorTraining] = MappingProxyType(
     {
         "fast": OperatorTraining(),
+        "fast-readout": OperatorTraining(
+            architecture=ReadoutOperator.architecture, readout_channels=(32, 128), noise_draws=1
+        ),
         "paper-cnn": OperatorTraining(
             architecture=PaperCNN.architecture,
             pictures=60_000,
@@ -85,7 +90,7 @@ PRESETS: Mapping[str, OperatorTraining] = MappingProxyType(
 
 
 def build_operator(
-    architecture: str, prior: LatentPrior, resolution: int, *, mask: bool
+    settings: OperatorTraining, prior: LatentPrior, resolution: int, *, mask: bool
 ) -> LatentOperator:
     """An untrained operator that fits a prior and, where its size is fixed, the resolution.
 
@@ -93,17 +98,20 @@ def build_operator(
         OperatorError: it cannot read a mask, and the degradation has one that varies.
     """
     channels = prior.latent_channels
-    if architecture == CompactCNN.architecture:
+    if settings.architecture == CompactCNN.architecture:
         return CompactCNN(channels, mask=mask, scale=prior.scale_factor)
     size = resolution // prior.scale_factor
-    if architecture == ReadoutOperator.architecture:
+    if settings.architecture == ReadoutOperator.architecture:
+        inner, outer = settings.readout_channels
         return ReadoutOperator(
             prior.feature_channels,
             channels,
             embedding_dim=prior.embedding_dim,
             sigma_map_size=size,
+            mid_channels=inner,
+            out_channels=outer,
             mask=mask,
         )
     if mask:
-        raise OperatorError("The paper's CNN reads no mask: choose --preset fast or paper-readout.")
+        raise OperatorError("The paper's CNN reads no mask: choose --preset fast or a readout.")
     return PaperCNN(channels, size, prior.embedding_dim)

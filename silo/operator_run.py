@@ -156,7 +156,7 @@ class OperatorRun:
         """The operator that training begins with, on the CPU."""
         torch.manual_seed(self.settings.seed)
         return build_operator(
-            self.settings.architecture,
+            self.settings,
             self.prior,
             self._cache.side,
             mask=self.task.degradation.needs_mask,

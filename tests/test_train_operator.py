@@ -291,6 +291,17 @@ def test_presets_are_the_papers() -> None:
     assert (readout.noise_range, cnn.noise_range) == ((0.0, 0.05), (0.0, 0.02))
 
 
+def test_the_fast_readout_operator_is_small(options: list[str], tmp_path: Path) -> None:
+    sizes = []
+    for preset in ("fast-readout", "paper-readout"):
+        more = ["--preset", preset, "--resolution", "128", "--max_train_steps", "1"]
+        assert _train(*options, *more, "--output_dir", str(tmp_path / preset)) == 0
+        operator = LatentOperator.from_pretrained(tmp_path / preset / "super_resolution_x4")
+        assert isinstance(operator, ReadoutOperator)
+        sizes.append(sum(weight.numel() for weight in operator.parameters()))
+    assert sizes[0] < sizes[1] / 4
+
+
 def test_a_masked_readout_operator_reads_its_mask_and_the_papers_cnn_refuses(
     options: list[str], tmp_path: Path, capsys
 ) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from operators.convolutional import CompactCNN
 from silo import inception
 from silo.__main__ import main
-from silo.data import center_crop, iterate_photos
+from silo.data import center_crop, iterate_photos, list_photos
 from silo.evaluation import jobs
 from silo.evaluation.record import Record
 from silo.evaluation.report import PUBLISHED
@@ -156,6 +156,20 @@ def test_a_failure_is_a_row_that_is_tried_again(
     assert "failed" not in (out / "table.md").read_text()
 
 
+def test_a_damaged_picture_is_a_failure_of_its_own(
+    arguments: list[str], out: Path, photos: Path
+) -> None:
+    whole = (photos / "p2.png").read_bytes()
+    (photos / "p2.png").write_bytes(whole[:500])
+    call = [*arguments, "--tasks", "gaussian_blur"]
+    assert main(call) == 1
+    assert "SILO: 1 failed: 'p2' in" in (out / "table.md").read_text()
+    assert len([row for row in _rows(out) if "nfe" in row]) == 2
+    (photos / "p2.png").write_bytes(whole)
+    assert main(call) == 0
+    assert len([row for row in _rows(out) if "nfe" in row]) == 3
+
+
 def _diverge() -> None:
     from silo.errors import BadRequest
 
@@ -238,6 +252,23 @@ def test_the_main_table_is_run_on_another_prior_beside_what_is_published(
     assert restored[0]["prompt"] == "A high quality photo of a face" and restored[1]["prompt"] == ""
 
 
+def test_the_embedded_comparison_spaces_its_pictures_over_the_held_out_ones(
+    arguments: list[str], out: Path, photo_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("silo.data.HELD_OUT_ONE_IN", 8)
+    held_out = [photo.name for photo in list_photos([photo_folder], "held_out")]
+    assert 4 < len(held_out) < 60
+    without_split = [part for part in arguments if part not in ("--split", "all")]
+    without_split[without_split.index("--data") + 1] = str(photo_folder)
+    call = [*without_split, "--protocol", "embedded", "--tasks", "jpeg_q10", "--limit", "2"]
+    assert main([*call, "--samplers", "silo-fast,ldps"]) == 0
+    assert _metrics(out)["pictures"] == [held_out[0], held_out[len(held_out) // 2]]
+    table = (out / "table.md").read_text()
+    assert (
+        "## Published, not measured here" in table and "| task | measurement | silo-fast |" in table
+    )
+
+
 def test_the_pictures_may_come_from_the_hub(
     arguments: list[str], photos: Path, out: Path, local_hub: Hub
 ) -> None:
@@ -313,6 +344,11 @@ def test_several_samples_have_a_diversity_and_columns_of_their_own(
         (["--protocol", "ffhq", "--noise-sigma", "0.1"], "--noise-sigma is the protocol's"),
         (["--protocol", "noise", "--tasks", "jpeg_q10"], "its tasks are super_resolution_x8"),
         (["--protocol", "autoencoder", "--search", "1"], "nothing to search"),
+        (["--protocol", "ffhq", "--prompt", "a", "b"], "takes one --prompt"),
+        (["--samplers", "psld", "--tasks", "jpeg_q10"], "none of these samplers can do"),
+        (["--samplers", "silo-fast", "--operator", "readout"], "none of these samplers can do"),
+        (["--steps-scale", "0"], "--steps-scale 0: set more than 0"),
+        (["--steps", "0"], "--steps 0: set 1 to 1000"),
         (["--samplers", "magic"], "there is no sampler 'magic'"),
         (["--search", "4"], "needs as many pictures beside"),
         (["--limit", "0"], "leaves nothing to evaluate"),

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -14,8 +15,9 @@ from tqdm import tqdm
 from operators.catalog import find_operator
 from operators.latent import LatentOperator, architectures
 from operators.pretrained import CONFIG_NAME
-from silo.data import Photo
+from silo.data import PhotoFile
 from silo.devices import pick_device, pick_dtype
+from silo.errors import BadImage
 from silo.evaluation.jobs import Autoencoding, Job, OperatorAccuracy, Restoration, Store, job_key
 from silo.evaluation.record import Record
 from silo.prior import LatentPrior
@@ -48,8 +50,12 @@ class Bench:
         self._restorers: dict[str | None, Restorer] = {}
         self._fingerprints: dict[Path, str] = {}
 
-    def run(self, settings: Sequence[Setting], photos: Sequence[Photo]) -> None:
-        """Measure what the record does not hold yet, each picture in all settings of a prior."""
+    def run(self, settings: Sequence[Setting], photos: Sequence[PhotoFile]) -> None:
+        """Measure what the record does not hold yet, each picture in all settings of a prior.
+
+        A picture that cannot be read is a failure in each of them.
+        """
+        load = lru_cache(maxsize=1)(PhotoFile.load)
         priors = dict.fromkeys(setting.prior for setting in settings)
         progress = tqdm(unit="picture", smoothing=0, disable=not self._show_progress, total=0)
         progress.total = len({job_key(setting, self.study) for setting in settings}) * len(photos)
@@ -61,10 +67,14 @@ class Bench:
                 progress.refresh()
                 for photo, job in pending:
                     row = {"key": job.key, "picture": photo.name, **job.identity(photo)}
-                    self.record.add({**row, **job.run(photo, self.record)})
+                    try:
+                        found = job.run(load(photo), self.record)
+                    except BadImage as error:
+                        found = {"error": str(error)}
+                    self.record.add({**row, **found})
                     progress.update()
 
-    def is_done(self, settings: Sequence[Setting], photos: Sequence[Photo]) -> bool:
+    def is_done(self, settings: Sequence[Setting], photos: Sequence[PhotoFile]) -> bool:
         """Whether every picture has a row for every setting, be it one of a failure."""
         keys = {job_key(setting, self.study) for setting in settings}
         return all(self.record.get(key, photo.name) for key in keys for photo in photos)
@@ -121,7 +131,7 @@ class Bench:
             self._fingerprints[folder] = digest.hexdigest()
         return self._fingerprints[folder]
 
-    def _holds(self, job: Job, photo: Photo) -> bool:
+    def _holds(self, job: Job, photo: PhotoFile) -> bool:
         """Whether there is a row, and no failure's, that would come out the same again."""
         row = self.record.get(job.key, photo.name)
         if row is None or "error" in row or not job.is_kept(photo):

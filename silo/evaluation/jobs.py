@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from operators.latent import LatentOperator
-from silo.data import Photo, center_crop
+from silo.data import Photo, PhotoFile, center_crop
 from silo.devices import generators, peak_memory, reset_peak_memory
 from silo.errors import SiloError
 from silo.evaluation.record import Record, Row
@@ -81,10 +81,10 @@ class Job(ABC):
     key: str
 
     @abstractmethod
-    def identity(self, photo: Photo) -> Row:
+    def identity(self, photo: PhotoFile) -> Row:
         """All that the row of a picture depends on, JSON-able."""
 
-    def is_kept(self, photo: Photo) -> bool:
+    def is_kept(self, photo: PhotoFile) -> bool:
         """Whether the files that the row of a picture belongs to are there."""
         return True
 
@@ -116,10 +116,10 @@ class Restoration(Job):
         self._setting, self._restorer, self._store = setting, restorer, store
         self._size = restorer.prior.native_size
 
-    def identity(self, photo: Photo) -> Row:
+    def identity(self, photo: PhotoFile) -> Row:
         """All that decides the restoration, and the metrics that there are weights for."""
         return {
-            "parameters": self._restorer.parameters(request(self._setting, photo, self._size)),
+            "parameters": self._restorer.parameters(blank_request(self._setting, photo)),
             "weights": self._weights,
             "measures": self._store.measures,
             "size": self._size,
@@ -130,7 +130,8 @@ class Restoration(Job):
         device = self._restorer.prior.device
         bounded = reset_peak_memory(device)
         try:
-            result = _run(self._restorer, request(self._setting, photo, self._size))
+            image = center_crop(photo, self._size)[None]
+            result = _run(self._restorer, _request(self._setting, photo.caption, image))
         except SiloError as error:
             return {"error": str(error)}
         memory = peak_memory(device) if bounded else None
@@ -148,7 +149,7 @@ class Restoration(Job):
             "peak_memory": memory,
         }
 
-    def is_kept(self, photo: Photo) -> bool:
+    def is_kept(self, photo: PhotoFile) -> bool:
         """Whether restoration, measurement and clean picture are there."""
         keys = (self.key, measurement_key(self._setting, self._size), clean_key(self._size))
         return all(self._store.holds(key, photo.name) for key in keys)
@@ -176,13 +177,13 @@ class Autoencoding(Job):
         self.key = _autoencoding_key(prior.name)
         self._prior, self._store = prior, store
 
-    def identity(self, photo: Photo) -> Row:
+    def identity(self, photo: PhotoFile) -> Row:
         """The prior, and the metrics that there are weights for."""
         prior = {"name": self._prior.name, "revision": self._prior.revision}
         size = self._prior.native_size
         return {"parameters": {"prior": prior}, "measures": self._store.measures, "size": size}
 
-    def is_kept(self, photo: Photo) -> bool:
+    def is_kept(self, photo: PhotoFile) -> bool:
         """Whether both pictures are there."""
         keys = (self.key, clean_key(self._prior.native_size))
         return all(self._store.holds(key, photo.name) for key in keys)
@@ -217,7 +218,7 @@ class OperatorAccuracy(Job):
         self.key = _accuracy_key(setting)
         self._setting, self._prior, self._operator = setting, prior, operator
 
-    def identity(self, photo: Photo) -> Row:
+    def identity(self, photo: PhotoFile) -> Row:
         """The setting: the sampler does not matter here, but the prompt does."""
         prior = {"name": self._prior.name, "revision": self._prior.revision}
         operator = {"name": self._setting.operator, "revision": self._operator.revision}
@@ -258,14 +259,18 @@ class OperatorAccuracy(Job):
         return {"scores": scores}
 
 
-def request(setting: Setting, photo: Photo, size: int) -> RestorationRequest:
-    """What to ask of a restorer for the central square of a picture, scaled to `size` pixels."""
+def blank_request(setting: Setting, photo: PhotoFile) -> RestorationRequest:
+    """The request for a picture, but without its pixels: what asks for nothing but parameters."""
+    return _request(setting, photo.caption, torch.zeros(1, 3, 64, 64))
+
+
+def _request(setting: Setting, caption: str, image: Tensor) -> RestorationRequest:
     return RestorationRequest(
         task=setting.task,
-        image=center_crop(photo, size)[None],
+        image=image,
         simulate=True,
         degradation=setting.degradation,
-        prompt=photo.caption if setting.prompt is None else setting.prompt,
+        prompt=caption if setting.prompt is None else setting.prompt,
         guidance_scale=setting.guidance_scale,
         sampler=setting.sampler,
         preset="paper",

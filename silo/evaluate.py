@@ -76,6 +76,7 @@ def main(argv: list[str] | None = None) -> int:
         Record(output, rank),
         protocol.study if protocol else None,
         arguments.device,
+        arguments.dtype,
         show_progress=rank == 0,
     )
     searched: list[dict[str, Any]] = []
@@ -226,6 +227,7 @@ def _write(
         "split": arguments.split,
         "pictures": names,
         "device": str(bench.device),
+        "dtype": str(bench.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
         "metric_weights": bench.store.measures,
@@ -327,6 +329,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, help="of every picture")
     parser.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
     return parser
 
 

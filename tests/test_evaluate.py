@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from operators.convolutional import CompactCNN
 from silo import inception
@@ -264,9 +265,8 @@ def test_the_embedded_comparison_spaces_its_pictures_over_the_held_out_ones(
     assert main([*call, "--samplers", "silo-fast,ldps"]) == 0
     assert _metrics(out)["pictures"] == [held_out[0], held_out[len(held_out) // 2]]
     table = (out / "table.md").read_text()
-    assert (
-        "## Published, not measured here" in table and "| task | measurement | silo-fast |" in table
-    )
+    assert "| task | measurement | silo-fast | LDPS |" in table
+    assert "## Published, not measured here" in table
 
 
 def test_the_pictures_may_come_from_the_hub(
@@ -320,6 +320,38 @@ def test_operator_accuracy_compares_with_the_encoded_noiseless_measurement(
     assert row["scores"]["H(E(x))"] == pytest.approx(identity, rel=1e-4)
     assert row["scores"]["z0hat_950"] != row["scores"]["z0hat_50"]
     assert "| gaussian_blur, SILO | 1 |" in (out / "table.md").read_text()
+
+
+@pytest.mark.parametrize("protocol", ["autoencoder", "operator-accuracy"])
+def test_a_prior_that_was_trained_again_in_its_folder_is_measured_again(
+    arguments: list[str], out: Path, tiny_prior_folder: Path, tmp_path: Path, protocol: str
+) -> None:
+    prior = tmp_path / "prior"
+    shutil.copytree(tiny_prior_folder, prior)
+    arguments[arguments.index("--prior") + 1] = str(prior)
+    call = [*arguments, "--protocol", protocol, "--tasks", "super_resolution_x8", "--limit", "1"]
+    assert main(call) == 0
+    assert main(call) == 0
+    assert len(_rows(out)) == 1
+    (weights,) = (prior / "vae").glob("*.safetensors")
+    save_file({key: 0.9 * value for key, value in load_file(weights).items()}, weights)
+    assert main(call) == 0
+    before, after = _rows(out)
+    assert before["weights"]["prior"] != after["weights"]["prior"]
+    assert before["scores"] != after["scores"]
+    assert _metrics(out)["rows"] == [after]
+
+
+def test_the_number_format_may_be_chosen_and_is_another_measurement(
+    arguments: list[str], out: Path
+) -> None:
+    call = [*arguments, "--tasks", "gaussian_blur", "--limit", "1", "--device", "cpu"]
+    assert main(call) == 0
+    assert main([*call, "--dtype", "bfloat16"]) == 0
+    single, half = (row for row in _rows(out) if "nfe" in row)
+    assert _metrics(out)["dtype"] == half["parameters"]["dtype"] == "bfloat16"
+    assert single["scores"]["psnr"] == pytest.approx(half["scores"]["psnr"], rel=0.05)
+    assert single["scores"]["psnr"] != half["scores"]["psnr"]
 
 
 def test_several_samples_have_a_diversity_and_columns_of_their_own(

@@ -35,16 +35,29 @@ class Bench:
         record: its rows.
         study: as in `Protocol`.
         device: where it computes.
+        dtype: what the networks run in.
     """
 
     def __init__(
-        self, store: Store, record: Record, study: str | None, device: str, *, show_progress: bool
+        self,
+        store: Store,
+        record: Record,
+        study: str | None,
+        device: str,
+        dtype: str,
+        *,
+        show_progress: bool,
     ) -> None:
-        """Compute on `device`, of which each of a machine's processes takes its own with "auto"."""
+        """Compute on `device`, of which each of a machine's processes takes its own with "auto".
+
+        Raises:
+            BadRequest: there is no such device here, or it does not compute in `dtype`.
+        """
         self.store, self.record, self.study = store, record, study
         if device == "auto" and torch.cuda.is_available():
             device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         self.device = pick_device(device)
+        self.dtype = pick_dtype(self.device, dtype)
         self._show_progress = show_progress
         self._prior: LatentPrior | None = None
         self._restorers: dict[str | None, Restorer] = {}
@@ -83,8 +96,7 @@ class Bench:
         """The prior of this name; the one before is forgotten."""
         if self._prior is None or self._prior.name != name:
             self._restorers.clear()
-            dtype = pick_dtype(self.device)
-            self._prior = LatentPrior.load(name, device=self.device, dtype=dtype)
+            self._prior = LatentPrior.load(name, device=self.device, dtype=self.dtype)
         return self._prior
 
     def restorer(self, setting: Setting) -> Restorer:
@@ -101,12 +113,12 @@ class Bench:
         for setting in settings:
             prior = self.prior(setting.prior)
             if self.study == "autoencoder":
-                job: Job = Autoencoding(prior, self.store)
+                job: Job = Autoencoding(prior, self.store, self._weights(setting, prior))
             elif self.study == "operator-accuracy":
                 place, _, revision = place_operator(setting, prior).partition("@")
                 operator = LatentOperator.from_pretrained(place, revision=revision or None)
                 operator.requires_grad_(False).to(prior.device)
-                job = OperatorAccuracy(setting, prior, operator)
+                job = OperatorAccuracy(setting, prior, operator, self._weights(setting, prior))
             else:
                 weights = self._weights(setting, prior)
                 job = Restoration(setting, self.restorer(setting), self.store, weights)
@@ -117,7 +129,7 @@ class Bench:
         """The fingerprints of prior and operator, as far as no revision names them."""
         folder, revision = locate(prior.name, None, prior.dtype)
         weights = {"prior": self._fingerprint(folder) if revision is None else None}
-        if SAMPLERS[setting.sampler].needs_operator:
+        if SAMPLERS[setting.sampler].needs_operator and self.study != "autoencoder":
             folder = Path(place_operator(setting, prior))
             weights["operator"] = self._fingerprint(folder) if folder.is_dir() else None
         return weights

@@ -80,6 +80,10 @@ class Job(ABC):
 
     key: str
 
+    def __init__(self, weights: Mapping[str, str | None]) -> None:
+        """Keep `weights`: SHA-256 of the prior's and the operator's, None where a revision is."""
+        self._weights = dict(weights)
+
     @abstractmethod
     def identity(self, photo: PhotoFile) -> Row:
         """All that the row of a picture depends on, JSON-able."""
@@ -109,10 +113,10 @@ class Restoration(Job):
             setting: how to restore.
             restorer: what restores.
             store: where the pictures go.
-            weights: SHA-256 of the prior's and the operator's, None where a revision names them.
+            weights: as in `Job`.
         """
+        super().__init__(weights)
         self.key = setting.key
-        self._weights = dict(weights)
         self._setting, self._restorer, self._store = setting, restorer, store
         self._size = restorer.prior.native_size
 
@@ -172,16 +176,21 @@ class Restoration(Job):
 class Autoencoding(Job):
     """Scores D(E(x)): what no restoration with this prior can be expected to exceed."""
 
-    def __init__(self, prior: LatentPrior, store: Store) -> None:
-        """Encode and decode with `prior`."""
+    def __init__(self, prior: LatentPrior, store: Store, weights: Mapping[str, str | None]) -> None:
+        """Encode and decode with `prior`; `weights` as in `Job`."""
+        super().__init__(weights)
         self.key = _autoencoding_key(prior.name)
         self._prior, self._store = prior, store
 
     def identity(self, photo: PhotoFile) -> Row:
         """The prior, and the metrics that there are weights for."""
         prior = {"name": self._prior.name, "revision": self._prior.revision}
-        size = self._prior.native_size
-        return {"parameters": {"prior": prior}, "measures": self._store.measures, "size": size}
+        return {
+            "parameters": {"prior": prior, "dtype": _name(self._prior.dtype)},
+            "weights": self._weights,
+            "measures": self._store.measures,
+            "size": self._prior.native_size,
+        }
 
     def is_kept(self, photo: PhotoFile) -> bool:
         """Whether both pictures are there."""
@@ -213,8 +222,18 @@ class OperatorAccuracy(Job):
     operator reads the denoiser's features of the same evaluation; with E(x), those of timestep 0.
     """
 
-    def __init__(self, setting: Setting, prior: LatentPrior, operator: LatentOperator) -> None:
-        """Test `operator`, on the device of `prior`, for the setting's task."""
+    def __init__(
+        self,
+        setting: Setting,
+        prior: LatentPrior,
+        operator: LatentOperator,
+        weights: Mapping[str, str | None],
+    ) -> None:
+        """Test `operator`, on the device of `prior`, for the setting's task.
+
+        `weights` are as in `Job`.
+        """
+        super().__init__(weights)
         self.key = _accuracy_key(setting)
         self._setting, self._prior, self._operator = setting, prior, operator
 
@@ -222,8 +241,14 @@ class OperatorAccuracy(Job):
         """The setting: the sampler does not matter here, but the prompt does."""
         prior = {"name": self._prior.name, "revision": self._prior.revision}
         operator = {"name": self._setting.operator, "revision": self._operator.revision}
-        parameters = {**self._setting.to_dict(), "prior": prior, "operator": operator}
-        return {"parameters": parameters, "size": self._prior.native_size}
+        parameters = {
+            **self._setting.to_dict(),
+            "prior": prior,
+            "operator": operator,
+            "dtype": _name(self._prior.dtype),
+        }
+        size = self._prior.native_size
+        return {"parameters": parameters, "weights": self._weights, "size": size}
 
     @torch.no_grad()
     def run(self, photo: Photo, record: Record) -> Row:
@@ -329,6 +354,10 @@ def _run(restorer: Restorer, request: RestorationRequest) -> Result:
 def _diversity(images: Tensor) -> float | None:
     """The standard deviation over samples (N, 3, H, W), of pictures in [0, 1], mean over pixels."""
     return float(images.std(0).mean() / 2) if len(images) > 1 else None
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _file_name(name: str) -> str:

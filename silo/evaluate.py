@@ -163,9 +163,7 @@ def _select(
     """
     if arguments.limit is not None and arguments.limit < 1:
         raise BadRequest(f"--limit {arguments.limit} leaves nothing to evaluate: set 1 or more.")
-    split, limit = arguments.split, arguments.limit
-    if split is None:
-        split = "held_out" if protocol is None else protocol.split
+    split, limit = _split(arguments, protocol), arguments.limit
     photos, others = list_photos(folders, split or "all"), []
     if protocol is not None and split is None:
         photos, others = photos[: protocol.pictures], photos[protocol.pictures :]
@@ -184,6 +182,13 @@ def _select(
             "--limit."
         )
     return [photos[index] for index in sorted(chosen)], others
+
+
+def _split(arguments: argparse.Namespace, protocol: Protocol | None) -> str | None:
+    """The part of the data to evaluate; None for its first pictures."""
+    if arguments.split is None and protocol is not None:
+        return protocol.split
+    return arguments.split or "held_out"
 
 
 def _summarize(
@@ -224,7 +229,7 @@ def _write(
     metrics = {
         "protocol": arguments.protocol,
         "data": data,
-        "split": arguments.split,
+        "split": _split(arguments, protocol),
         "pictures": names,
         "device": str(bench.device),
         "dtype": str(bench.dtype).removeprefix("torch."),
@@ -295,7 +300,9 @@ def _parser() -> argparse.ArgumentParser:
     pictures.add_argument(
         "--dataset_name", metavar="ORG/NAME[@REVISION]", help="pictures or tar shards on the Hub"
     )
-    parser.add_argument("--split", choices=SPLITS, help="held_out; the paper's: its first pictures")
+    parser.add_argument(
+        "--split", choices=SPLITS, help="held_out; of a data set of the paper: none"
+    )
     parser.add_argument("--limit", type=int, help="how many pictures, evenly spaced among all")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--protocol", choices=tuple(PROTOCOLS), help="a comparison of the paper")

@@ -264,6 +264,7 @@ def test_the_embedded_comparison_spaces_its_pictures_over_the_held_out_ones(
     call = [*without_split, "--protocol", "embedded", "--tasks", "jpeg_q10", "--limit", "2"]
     assert main([*call, "--samplers", "silo-fast,ldps"]) == 0
     assert _metrics(out)["pictures"] == [held_out[0], held_out[len(held_out) // 2]]
+    assert _metrics(out)["split"] == "held_out"
     table = (out / "table.md").read_text()
     assert "| task | measurement | silo-fast | LDPS |" in table
     assert "## Published, not measured here" in table

@@ -31,7 +31,7 @@ from silo.allocation import keep_freed_memory
 from silo.devices import generators, peak_memory, pick_device, pick_dtype
 from silo.prior import LatentPrior
 from silo.prior_files import Components
-from silo.request import PRESETS
+from silo.request import PRESETS, Preset
 from silo.samplers import SAMPLERS, Problem
 from silo.schedule import spaced
 
@@ -42,6 +42,8 @@ PSLD_STEPS = 1000
 RESAMPLE_STEPS, RESAMPLE_TRAVEL = 500, 5
 PIXEL_EVENTS, PIXEL_ITERATIONS = 17, 2000
 LATENT_EVENTS, LATENT_ITERATIONS = 17, 500  # the one after the last step included
+PEERS = ("ldps", "gml-dps", "psld")
+FIRST_STEP = ", first step"  # of silo-fast, which tries on w how it has to correct
 Seconds = Mapping[str, float]
 
 
@@ -129,6 +131,12 @@ def cases(prior: LatentPrior, size: int) -> dict[str, Callable[[], object]]:
         steps = forever()
         return lambda: next(steps)
 
+    def first_step(sampler: str, operator: LatentOperator, **own: Any) -> Callable[[], object]:
+        task = problem(operator)
+        return lambda: next(
+            SAMPLERS[sampler].sample(task, schedule, generators=generators(0, 1), **own)
+        )
+
     no_gradient = torch.no_grad()
     found: dict[str, Callable[[], object]] = {
         "denoiser": no_gradient(lambda: prior.predict(latent, 500, prompt)),
@@ -143,8 +151,12 @@ def cases(prior: LatentPrior, size: int) -> dict[str, Callable[[], object]]:
         if not operator.needs_features:
             for name in ("silo-jacobian-free", "silo-fast"):
                 found[f"{name}/{operator.architecture}"] = step(name, operator, eta=1.0)
-    for name in ("ldps", "gml-dps", "psld"):
+            first = f"silo-fast/{operator.architecture}{FIRST_STEP}"
+            found[first] = first_step("silo-fast", operator, eta=1.0)
+    for name in PEERS:
         found[name] = step(name, None, **SAMPLERS[name].published("gaussian_blur", PSLD_STEPS))
+    own = {**SAMPLERS["resample"].published("gaussian_blur", PSLD_STEPS), "interval": PSLD_STEPS}
+    found["resample"] = step("resample", None, **own)  # without an optimisation
 
     def misfit(image: Tensor) -> Tensor:
         return (degradation.operator().forward(image) - picture).square().mean()
@@ -186,13 +198,10 @@ def summarise(seconds: Seconds) -> dict[str, Any]:
     A(x), in every step that reads it.
     """
     around = seconds["encode"] + seconds["decode"]
-    images = {
-        name: around + preset.steps * seconds[f"{preset.sampler}/compact_cnn"]
-        for name, preset in PRESETS.items()
-    }
-    images |= {name: around + PSLD_STEPS * seconds[name] for name in ("ldps", "gml-dps", "psld")}
+    images = {name: around + _preset_seconds(seconds, preset) for name, preset in PRESETS.items()}
+    images |= {name: around + PSLD_STEPS * seconds[name] for name in PEERS}
     images["resample"] = around + resample_seconds(seconds)
-    steps = [name for name in seconds if "/" in name or name in ("ldps", "gml-dps", "psld")]
+    steps = [name for name in seconds if "/" in name or name in (*PEERS, "resample")]
     training, encoding = seconds["operator_training_step"], seconds["encode_batch"]
     bare = PRESETS["quick"].steps * seconds["denoiser"]
     return {
@@ -214,16 +223,22 @@ def summarise(seconds: Seconds) -> dict[str, Any]:
     }
 
 
+def _preset_seconds(seconds: Seconds, preset: Preset) -> float:
+    step = f"{preset.sampler}/compact_cnn"
+    first = seconds.get(step + FIRST_STEP, seconds[step])
+    return first + (preset.steps - 1) * seconds[step]
+
+
 def resample_seconds(seconds: Seconds) -> float:
     """ReSample's sampling as published, with every optimisation at full length.
 
-    500 steps with the gradient through denoiser and decoder, as LDPS's; after 33 of them 5 more
+    500 steps with the gradient through denoiser and decoder; after 33 of them 5 more
     denoiser evaluations, and 2,000 iterations in pixels and an encoding (17 of the 33), or 500
     through the decoder (16, and once after the last step).
     """
     travels = PIXEL_EVENTS + LATENT_EVENTS - 1
     return (
-        RESAMPLE_STEPS * seconds["ldps"]
+        RESAMPLE_STEPS * seconds["resample"]
         + travels * RESAMPLE_TRAVEL * seconds["denoiser"]
         + PIXEL_EVENTS * (PIXEL_ITERATIONS * seconds["pixel_iteration"] + seconds["encode"])
         + LATENT_EVENTS * LATENT_ITERATIONS * seconds["latent_iteration"]

@@ -19,7 +19,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ import torch
 
 from operators.catalog import TASKS
 from silo.allocation import keep_freed_memory
-from silo.data import SPLITS, Photo, iterate_photos
+from silo.data import SPLITS, PhotoFile, list_photos
 from silo.errors import BadRequest
 from silo.evaluation.bench import Bench
 from silo.evaluation.jobs import Store, clean_key, job_key, measurement_key
@@ -77,6 +76,7 @@ def main(argv: list[str] | None = None) -> int:
         Record(output, rank),
         protocol.study if protocol else None,
         arguments.device,
+        arguments.dtype,
         show_progress=rank == 0,
     )
     searched: list[dict[str, Any]] = []
@@ -111,7 +111,7 @@ def _plan(arguments: argparse.Namespace, protocol: Protocol | None) -> list[Sett
             samplers=(arguments.samplers or "silo").split(","),
             prior=arguments.prior,
             operators=arguments.operator or (),
-            steps_scale=arguments.steps_scale or PLAIN_STEPS_SCALE,
+            steps_scale=_or(arguments.steps_scale, PLAIN_STEPS_SCALE),
             steps=arguments.steps,
             eta=arguments.eta,
             seed=arguments.seed,
@@ -124,10 +124,12 @@ def _plan(arguments: argparse.Namespace, protocol: Protocol | None) -> list[Sett
             clamp=arguments.clamp,
             keep_known=arguments.keep_known,
         )
-    for name in ("noise_sigma", "prompt", "captions", "guidance_scale", "clamp", "keep_known"):
+    for name in ("noise_sigma", "captions", "guidance_scale", "clamp", "keep_known"):
         if getattr(arguments, name):
             option = name.replace("_", "-")
             raise BadRequest(f"--{option} is the protocol's to set: leave it or --protocol out.")
+    if arguments.prompt and len(arguments.prompt) > 1:
+        raise BadRequest("a protocol takes one --prompt, in place of its generic one.")
     if arguments.search and protocol.study:
         raise BadRequest("this protocol restores nothing, so there is nothing to search.")
     overrides = Overrides(
@@ -135,38 +137,42 @@ def _plan(arguments: argparse.Namespace, protocol: Protocol | None) -> list[Sett
         samplers=arguments.samplers.split(",") if arguments.samplers else (),
         prior=arguments.prior,
         operators=arguments.operator or (),
-        steps_scale=arguments.steps_scale or 1.0,
+        steps_scale=_or(arguments.steps_scale, 1.0),
         steps=arguments.steps,
         eta=arguments.eta,
+        prompt=arguments.prompt[0] if arguments.prompt else None,
         seed=arguments.seed,
     )
     return from_protocol(protocol, overrides)
 
 
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
 def _select(
     folders: list[Path], arguments: argparse.Namespace, protocol: Protocol | None
-) -> tuple[list[Photo], list[Photo]]:
+) -> tuple[list[PhotoFile], list[PhotoFile]]:
     """The pictures of `folders` to evaluate, and the others to search hyper-parameters on.
 
-    A protocol takes the first pictures of its data set; `--split` takes part of the data, of which
-    `--limit` pictures are evenly spaced, so that every folder and shard has its share.
+    The paper's protocols take the first pictures of their data sets; a split is a part of the data.
+    Of either, `--limit` pictures are evenly spaced, so that every folder and shard has its share.
 
     Raises:
         BadRequest: two pictures share a name, none are asked for, or none are left to search on.
     """
     if arguments.limit is not None and arguments.limit < 1:
         raise BadRequest(f"--limit {arguments.limit} leaves nothing to evaluate: set 1 or more.")
-    if protocol is not None and arguments.split is None:
-        found = iterate_photos(folders, "all")
-        photos = list(islice(found, protocol.pictures))
-        others = list(islice(found, arguments.search))
-    else:
-        photos = list(iterate_photos(folders, arguments.split or "held_out"))
-        others = []
+    split, limit = _split(arguments, protocol), arguments.limit
+    photos, others = list_photos(folders, split or "all"), []
+    if protocol is not None and split is None:
+        photos, others = photos[: protocol.pictures], photos[protocol.pictures :]
+    elif protocol is not None and limit is None:
+        limit = protocol.pictures
     names = [photo.name for photo in photos]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise BadRequest(f"several pictures are called {twice[0]!r}: give them names of their own.")
-    count = len(photos) if arguments.limit is None else min(arguments.limit, len(photos))
+    count = len(photos) if limit is None else min(limit, len(photos))
     chosen = {index * len(photos) // count for index in range(count)}
     rest = [photo for index, photo in enumerate(photos) if index not in chosen]
     others = (others or rest[:: max(1, len(rest) // max(1, arguments.search))])[: arguments.search]
@@ -178,7 +184,16 @@ def _select(
     return [photos[index] for index in sorted(chosen)], others
 
 
-def _summarize(bench: Bench, settings: Sequence[Setting], photos: Sequence[Photo]) -> list[Cell]:
+def _split(arguments: argparse.Namespace, protocol: Protocol | None) -> str | None:
+    """The part of the data to evaluate; None for its first pictures."""
+    if arguments.split is None and protocol is not None:
+        return protocol.split
+    return arguments.split or "held_out"
+
+
+def _summarize(
+    bench: Bench, settings: Sequence[Setting], photos: Sequence[PhotoFile]
+) -> list[Cell]:
     """The means of every setting, and of the measurement of every row."""
     names = [photo.name for photo in photos]
     cells: dict[tuple[str, str], Cell] = {}
@@ -201,7 +216,7 @@ def _summarize(bench: Bench, settings: Sequence[Setting], photos: Sequence[Photo
 def _write(
     bench: Bench,
     settings: Sequence[Setting],
-    photos: Sequence[Photo],
+    photos: Sequence[PhotoFile],
     cells: Sequence[Cell],
     data: Sequence[str],
     arguments: argparse.Namespace,
@@ -214,9 +229,10 @@ def _write(
     metrics = {
         "protocol": arguments.protocol,
         "data": data,
-        "split": arguments.split,
+        "split": _split(arguments, protocol),
         "pictures": names,
         "device": str(bench.device),
+        "dtype": str(bench.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
         "metric_weights": bench.store.measures,
@@ -284,7 +300,9 @@ def _parser() -> argparse.ArgumentParser:
     pictures.add_argument(
         "--dataset_name", metavar="ORG/NAME[@REVISION]", help="pictures or tar shards on the Hub"
     )
-    parser.add_argument("--split", choices=SPLITS, help="held_out; a protocol: its first pictures")
+    parser.add_argument(
+        "--split", choices=SPLITS, help="held_out; of a data set of the paper: none"
+    )
     parser.add_argument("--limit", type=int, help="how many pictures, evenly spaced among all")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--protocol", choices=tuple(PROTOCOLS), help="a comparison of the paper")
@@ -304,7 +322,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--clamp", type=float)
     parser.add_argument("--noise-sigma", type=float, nargs="+", help="for pictures in [0, 1]")
     parser.add_argument("--keep-known", action="store_true", help="with a mask: as `restore` does")
-    parser.add_argument("--prompt", nargs="+", help="each for every picture")
+    parser.add_argument(
+        "--prompt", nargs="+", help="each for every picture; with a protocol: its generic prompt"
+    )
     parser.add_argument("--captions", action="store_true", help="use each picture's caption")
     parser.add_argument("--guidance-scale", type=float, nargs="+", help="of the prompt; 1 for none")
     parser.add_argument(
@@ -316,6 +336,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, help="of every picture")
     parser.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
     return parser
 
 

@@ -23,6 +23,7 @@ PAPER_STEPS, PAPER_SEED, PAPER_NOISE = 1000, 1000, 0.01
 FACE_PROMPT, PROMPT = "A high quality photo of a face", "A high quality photo"
 FFHQ = "FFHQ at 512 pixels, in order: the paper tests on the first 1,000"
 COCO = "COCO at 512 pixels: which 1,000 the paper took is not known here, so the first 1,000"
+PHOTOS = "the pictures that the embedded prior was trained on, with those held out of its training"
 TIMESTEPS = (50, 200, 400, 600, 800, 950)  # of z0hat_t in `operator-accuracy`
 
 
@@ -100,7 +101,8 @@ class Protocol:
         study: None, or what is measured instead of restorations: "autoencoder" or
             "operator-accuracy".
         data: what `--data` has to hold.
-        pictures: how many of its first pictures are used.
+        pictures: how many of its pictures are used.
+        split: the part of the data over which they are evenly spaced; None for its first pictures.
         published: the key of its published table in hub_cards/published_results.json.
         zoom: whether the contact sheet shows a magnified detail of each picture, too.
     """
@@ -110,6 +112,7 @@ class Protocol:
     study: str | None = None
     data: str = FFHQ
     pictures: int = 1000
+    split: str | None = None
     published: str | None = None
     zoom: bool = False
 
@@ -143,6 +146,13 @@ def _columns(task: str, noise_sigma: float, *peers: str) -> list[Setting]:
 
 
 _LINEAR_PEERS, _PEERS = ("resample", "psld", "gml-dps", "ldps"), ("resample", "gml-dps", "ldps")
+
+
+def _peers(task: str) -> tuple[str, ...]:
+    """The peers that can do a task: PSLD is for linear degradations, which JPEG is not."""
+    return _PEERS if task == "jpeg_q10" else _LINEAR_PEERS
+
+
 _SR8, _SR4, _BLUR = "super_resolution_x8", "super_resolution_x4", "gaussian_blur"
 _STRENGTHS = (
     (_SR4, None),
@@ -160,10 +170,20 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
             tuple(
                 setting
                 for task in PAPER_TASKS
-                for setting in _columns(
-                    task, PAPER_NOISE, *(_PEERS if task == "jpeg_q10" else _LINEAR_PEERS)
-                )
+                for setting in _columns(task, PAPER_NOISE, *_peers(task))
             ),
+            published="ffhq",
+        ),
+        "embedded": Protocol(
+            "SILO and its peers on the embedded prior, none of them with a prompt",
+            tuple(
+                Setting(task, sampler, noise_sigma=PAPER_NOISE)
+                for task in PAPER_TASKS
+                for sampler in ("silo-fast", "silo", *_peers(task))
+            ),
+            data=PHOTOS,
+            pictures=64,
+            split="held_out",
             published="ffhq",
         ),
         "noise": Protocol(

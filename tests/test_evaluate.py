@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +10,12 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from operators.convolutional import CompactCNN
 from silo import inception
 from silo.__main__ import main
-from silo.data import center_crop, iterate_photos
+from silo.data import center_crop, iterate_photos, list_photos
 from silo.evaluation import jobs
 from silo.evaluation.record import Record
 from silo.evaluation.report import PUBLISHED
@@ -156,6 +157,20 @@ def test_a_failure_is_a_row_that_is_tried_again(
     assert "failed" not in (out / "table.md").read_text()
 
 
+def test_a_damaged_picture_is_a_failure_of_its_own(
+    arguments: list[str], out: Path, photos: Path
+) -> None:
+    whole = (photos / "p2.png").read_bytes()
+    (photos / "p2.png").write_bytes(whole[:500])
+    call = [*arguments, "--tasks", "gaussian_blur"]
+    assert main(call) == 1
+    assert "SILO: 1 failed: 'p2' in" in (out / "table.md").read_text()
+    assert len([row for row in _rows(out) if "nfe" in row]) == 2
+    (photos / "p2.png").write_bytes(whole)
+    assert main(call) == 0
+    assert len([row for row in _rows(out) if "nfe" in row]) == 3
+
+
 def _diverge() -> None:
     from silo.errors import BadRequest
 
@@ -238,6 +253,23 @@ def test_the_main_table_is_run_on_another_prior_beside_what_is_published(
     assert restored[0]["prompt"] == "A high quality photo of a face" and restored[1]["prompt"] == ""
 
 
+def test_the_embedded_comparison_spaces_its_pictures_over_the_held_out_ones(
+    arguments: list[str], out: Path, photo_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("silo.data.HELD_OUT_ONE_IN", 8)
+    held_out = [photo.name for photo in list_photos([photo_folder], "held_out")]
+    assert 4 < len(held_out) < 60
+    without_split = [part for part in arguments if part not in ("--split", "all")]
+    without_split[without_split.index("--data") + 1] = str(photo_folder)
+    call = [*without_split, "--protocol", "embedded", "--tasks", "jpeg_q10", "--limit", "2"]
+    assert main([*call, "--samplers", "silo-fast,ldps"]) == 0
+    assert _metrics(out)["pictures"] == [held_out[0], held_out[len(held_out) // 2]]
+    assert _metrics(out)["split"] == "held_out"
+    table = (out / "table.md").read_text()
+    assert "| task | measurement | silo-fast | LDPS |" in table
+    assert "## Published, not measured here" in table
+
+
 def test_the_pictures_may_come_from_the_hub(
     arguments: list[str], photos: Path, out: Path, local_hub: Hub
 ) -> None:
@@ -291,6 +323,38 @@ def test_operator_accuracy_compares_with_the_encoded_noiseless_measurement(
     assert "| gaussian_blur, SILO | 1 |" in (out / "table.md").read_text()
 
 
+@pytest.mark.parametrize("protocol", ["autoencoder", "operator-accuracy"])
+def test_a_prior_that_was_trained_again_in_its_folder_is_measured_again(
+    arguments: list[str], out: Path, tiny_prior_folder: Path, tmp_path: Path, protocol: str
+) -> None:
+    prior = tmp_path / "prior"
+    shutil.copytree(tiny_prior_folder, prior)
+    arguments[arguments.index("--prior") + 1] = str(prior)
+    call = [*arguments, "--protocol", protocol, "--tasks", "super_resolution_x8", "--limit", "1"]
+    assert main(call) == 0
+    assert main(call) == 0
+    assert len(_rows(out)) == 1
+    (weights,) = (prior / "vae").glob("*.safetensors")
+    save_file({key: 0.9 * value for key, value in load_file(weights).items()}, weights)
+    assert main(call) == 0
+    before, after = _rows(out)
+    assert before["weights"]["prior"] != after["weights"]["prior"]
+    assert before["scores"] != after["scores"]
+    assert _metrics(out)["rows"] == [after]
+
+
+def test_the_number_format_may_be_chosen_and_is_another_measurement(
+    arguments: list[str], out: Path
+) -> None:
+    call = [*arguments, "--tasks", "gaussian_blur", "--limit", "1", "--device", "cpu"]
+    assert main(call) == 0
+    assert main([*call, "--dtype", "bfloat16"]) == 0
+    single, half = (row for row in _rows(out) if "nfe" in row)
+    assert _metrics(out)["dtype"] == half["parameters"]["dtype"] == "bfloat16"
+    assert single["scores"]["psnr"] == pytest.approx(half["scores"]["psnr"], rel=0.05)
+    assert single["scores"]["psnr"] != half["scores"]["psnr"]
+
+
 def test_several_samples_have_a_diversity_and_columns_of_their_own(
     arguments: list[str], out: Path
 ) -> None:
@@ -313,6 +377,11 @@ def test_several_samples_have_a_diversity_and_columns_of_their_own(
         (["--protocol", "ffhq", "--noise-sigma", "0.1"], "--noise-sigma is the protocol's"),
         (["--protocol", "noise", "--tasks", "jpeg_q10"], "its tasks are super_resolution_x8"),
         (["--protocol", "autoencoder", "--search", "1"], "nothing to search"),
+        (["--protocol", "ffhq", "--prompt", "a", "b"], "takes one --prompt"),
+        (["--samplers", "psld", "--tasks", "jpeg_q10"], "none of these samplers can do"),
+        (["--samplers", "silo-fast", "--operator", "readout"], "none of these samplers can do"),
+        (["--steps-scale", "0"], "--steps-scale 0: set more than 0"),
+        (["--steps", "0"], "--steps 0: set 1 to 1000"),
         (["--samplers", "magic"], "there is no sampler 'magic'"),
         (["--search", "4"], "needs as many pictures beside"),
         (["--limit", "0"], "leaves nothing to evaluate"),

@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,13 @@ import pytest
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from operators.convolutional import CompactCNN
+from silo.bench import random_sd15
 from silo.errors import OutOfMemory
 from silo.memory import DIFFERENTIATING, OFFLOADING, SLICED_ATTENTION, is_out_of_memory
 from silo.prior import LatentPrior
@@ -150,6 +157,55 @@ def test_checkpointed_gradients_are_the_same_through_features_too(tiny_prior: La
     expected = gradient()
     assert tiny_prior.checkpoint_gradients() and not tiny_prior.checkpoint_gradients()
     torch.testing.assert_close(gradient(), expected)
+
+
+class _Peak(TorchDispatchMode):
+    """Counts the bytes that tensors hold, fake ones as if they were real."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: dict[int, int] = {}
+        self.most = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and id(tensor.untyped_storage()) not in self.held:
+                storage = tensor.untyped_storage()
+                self.held[id(storage)] = storage.nbytes()
+                weakref.finalize(storage, self.held.pop, id(storage))
+        self.most = max(self.most, sum(self.held.values()))
+        return result
+
+
+def test_stable_diffusion_at_512_pixels_in_half_precision_needs_less_than_four_gigabytes() -> None:
+    prior = random_sd15(torch.device("meta"), torch.float16)
+    with torch.device("meta"):
+        operator = CompactCNN(4)
+    vae: Any = prior._vae
+    parts: list[nn.Module] = [prior._unet, vae.encoder, vae.decoder, prior._text_encoder, operator]
+    shapes = [part.state_dict() for part in parts]
+    # The kernels, and so what they keep, are those of fake tensors on a real device.
+    with FakeTensorMode(), _Peak() as memory, torch.no_grad():
+        placed = [
+            {name: torch.empty(value.shape, dtype=value.dtype) for name, value in each.items()}
+            for each in shapes
+        ]
+        unet, encoder, decoder, _, cnn = (
+            partial(functional_call, part, weights)
+            for part, weights in zip(parts, placed, strict=True)
+        )
+        weights = sum(memory.held.values())
+        latent = torch.zeros(1, 4, 64, 64, dtype=torch.float16)
+        prompt = torch.zeros(1, 77, 768, dtype=torch.float16)
+        encoder(torch.zeros(1, 3, 512, 512, dtype=torch.float16))
+        unet((latent, torch.tensor([500]), prompt))
+        cnn((latent.float(), torch.full((1,), 0.01)))
+        decoder(latent)
+    assert weights == pytest.approx(2.13e9, rel=0.01)
+    assert 0.2e9 < memory.most - weights < 0.45e9
 
 
 @torch.no_grad()

@@ -59,6 +59,28 @@ def test_a_mismatch_measures_with_one_strength_and_restores_for_another() -> Non
     assert [measured[title].parameters["std"] for title in on_blur] == [2.0, 5.0]
 
 
+def test_the_embedded_comparison_has_every_sampler_and_no_prompt() -> None:
+    settings = from_protocol(PROTOCOLS["embedded"], Overrides(steps_scale=0.1))
+    steps = {s.sampler: s.steps for s in settings if s.task == "gaussian_blur"}
+    slow = {"silo": 100, "resample": 50, "psld": 100, "gml-dps": 100, "ldps": 100}
+    assert steps == {"silo-fast": 16, **slow}
+    assert len(settings) == 5 * 6 - 1  # PSLD on JPEG
+    assert {(s.prior, s.prompt, s.noise_sigma, s.keep_known) for s in settings} == {
+        ("tiny", "", 0.01, False)
+    }
+    both = from_protocol(PROTOCOLS["embedded"], Overrides(operators=["compact_cnn", "readout"]))
+    pairs = {(s.sampler, s.operator) for s in both if s.sampler.startswith("silo")}
+    # silo-fast reads no features of the denoiser.
+    assert pairs == {("silo", "compact_cnn"), ("silo", "readout"), ("silo-fast", "compact_cnn")}
+
+
+def test_a_prompt_takes_the_place_of_the_generic_one_alone() -> None:
+    prompts = from_protocol(PROTOCOLS["ablation-prompts"], Overrides(prompt="a flower"))
+    assert [s.prompt for s in prompts] == [None, "a flower", "a flower", ""]
+    (coco, _) = from_protocol(PROTOCOLS["coco"], Overrides(prompt="a flower"))
+    assert coco.prompt == "a flower"
+
+
 def test_another_prior_takes_its_own_operators_and_etas_once() -> None:
     settings = from_protocol(PROTOCOLS["ffhq"], Overrides(prior="tiny", steps_scale=0.05))
     assert len(settings) == 5 * 5 - 1  # SILO once a task, not once for each of the paper's priors

@@ -4,12 +4,18 @@ import importlib
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from silo.__main__ import COMMANDS
+from silo.prior import LatentPrior
 from silo.prior_files import HUB_PRIORS
+from silo.request import RestorationRequest
+from silo.restorer import Restorer, Result
+from silo.samplers import SAMPLERS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -21,6 +27,27 @@ def test_every_command_is_accepted_by_its_parser(call: str) -> None:
     name, *arguments = shlex.split(call, comments=True)
     module = importlib.import_module(COMMANDS[name][0])
     module._parser().parse_args(arguments)
+
+
+def test_the_peer_that_it_adds_is_a_sampler(tiny_prior: LatentPrior) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    (source,) = (block for block in blocks if "MINE = " in block)
+    assert len([line for line in source.splitlines() if line]) <= 10
+    written: dict[str, Any] = {}
+    exec(source, written)
+    picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    scales = dict(written["MINE"].published("super_resolution_x4", 4))
+    latents = []
+    for sampler in (written["MINE"], SAMPLERS["ldps"]):  # which is what the example writes
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("silo.restorer.SAMPLERS", {"ldps": sampler})
+            request = RestorationRequest(
+                "super_resolution_x4", picture, sampler="ldps", steps=4, hyperparameters=scales
+            )
+            *_, result = Restorer(tiny_prior).restore(request)
+        assert isinstance(result, Result)
+        latents.append(result.restored)
+    assert torch.equal(*latents)
 
 
 def test_there_is_one_command_to_start_and_one_to_test() -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -14,8 +15,9 @@ from tqdm import tqdm
 from operators.catalog import find_operator
 from operators.latent import LatentOperator, architectures
 from operators.pretrained import CONFIG_NAME
-from silo.data import Photo
+from silo.data import PhotoFile
 from silo.devices import pick_device, pick_dtype
+from silo.errors import BadImage
 from silo.evaluation.jobs import Autoencoding, Job, OperatorAccuracy, Restoration, Store, job_key
 from silo.evaluation.record import Record
 from silo.prior import LatentPrior
@@ -33,23 +35,40 @@ class Bench:
         record: its rows.
         study: as in `Protocol`.
         device: where it computes.
+        dtype: what the networks run in.
     """
 
     def __init__(
-        self, store: Store, record: Record, study: str | None, device: str, *, show_progress: bool
+        self,
+        store: Store,
+        record: Record,
+        study: str | None,
+        device: str,
+        dtype: str,
+        *,
+        show_progress: bool,
     ) -> None:
-        """Compute on `device`, of which each of a machine's processes takes its own with "auto"."""
+        """Compute on `device`, of which each of a machine's processes takes its own with "auto".
+
+        Raises:
+            BadRequest: there is no such device here, or it does not compute in `dtype`.
+        """
         self.store, self.record, self.study = store, record, study
         if device == "auto" and torch.cuda.is_available():
             device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         self.device = pick_device(device)
+        self.dtype = pick_dtype(self.device, dtype)
         self._show_progress = show_progress
         self._prior: LatentPrior | None = None
         self._restorers: dict[str | None, Restorer] = {}
         self._fingerprints: dict[Path, str] = {}
 
-    def run(self, settings: Sequence[Setting], photos: Sequence[Photo]) -> None:
-        """Measure what the record does not hold yet, each picture in all settings of a prior."""
+    def run(self, settings: Sequence[Setting], photos: Sequence[PhotoFile]) -> None:
+        """Measure what the record does not hold yet, each picture in all settings of a prior.
+
+        A picture that cannot be read is a failure in each of them.
+        """
+        load = lru_cache(maxsize=1)(PhotoFile.load)
         priors = dict.fromkeys(setting.prior for setting in settings)
         progress = tqdm(unit="picture", smoothing=0, disable=not self._show_progress, total=0)
         progress.total = len({job_key(setting, self.study) for setting in settings}) * len(photos)
@@ -61,10 +80,14 @@ class Bench:
                 progress.refresh()
                 for photo, job in pending:
                     row = {"key": job.key, "picture": photo.name, **job.identity(photo)}
-                    self.record.add({**row, **job.run(photo, self.record)})
+                    try:
+                        found = job.run(load(photo), self.record)
+                    except BadImage as error:
+                        found = {"error": str(error)}
+                    self.record.add({**row, **found})
                     progress.update()
 
-    def is_done(self, settings: Sequence[Setting], photos: Sequence[Photo]) -> bool:
+    def is_done(self, settings: Sequence[Setting], photos: Sequence[PhotoFile]) -> bool:
         """Whether every picture has a row for every setting, be it one of a failure."""
         keys = {job_key(setting, self.study) for setting in settings}
         return all(self.record.get(key, photo.name) for key in keys for photo in photos)
@@ -73,8 +96,7 @@ class Bench:
         """The prior of this name; the one before is forgotten."""
         if self._prior is None or self._prior.name != name:
             self._restorers.clear()
-            dtype = pick_dtype(self.device)
-            self._prior = LatentPrior.load(name, device=self.device, dtype=dtype)
+            self._prior = LatentPrior.load(name, device=self.device, dtype=self.dtype)
         return self._prior
 
     def restorer(self, setting: Setting) -> Restorer:
@@ -91,12 +113,12 @@ class Bench:
         for setting in settings:
             prior = self.prior(setting.prior)
             if self.study == "autoencoder":
-                job: Job = Autoencoding(prior, self.store)
+                job: Job = Autoencoding(prior, self.store, self._weights(setting, prior))
             elif self.study == "operator-accuracy":
                 place, _, revision = place_operator(setting, prior).partition("@")
                 operator = LatentOperator.from_pretrained(place, revision=revision or None)
                 operator.requires_grad_(False).to(prior.device)
-                job = OperatorAccuracy(setting, prior, operator)
+                job = OperatorAccuracy(setting, prior, operator, self._weights(setting, prior))
             else:
                 weights = self._weights(setting, prior)
                 job = Restoration(setting, self.restorer(setting), self.store, weights)
@@ -107,7 +129,7 @@ class Bench:
         """The fingerprints of prior and operator, as far as no revision names them."""
         folder, revision = locate(prior.name, None, prior.dtype)
         weights = {"prior": self._fingerprint(folder) if revision is None else None}
-        if SAMPLERS[setting.sampler].needs_operator:
+        if SAMPLERS[setting.sampler].needs_operator and self.study != "autoencoder":
             folder = Path(place_operator(setting, prior))
             weights["operator"] = self._fingerprint(folder) if folder.is_dir() else None
         return weights
@@ -121,7 +143,7 @@ class Bench:
             self._fingerprints[folder] = digest.hexdigest()
         return self._fingerprints[folder]
 
-    def _holds(self, job: Job, photo: Photo) -> bool:
+    def _holds(self, job: Job, photo: PhotoFile) -> bool:
         """Whether there is a row, and no failure's, that would come out the same again."""
         row = self.record.get(job.key, photo.name)
         if row is None or "error" in row or not job.is_kept(photo):

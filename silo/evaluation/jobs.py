@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from operators.latent import LatentOperator
-from silo.data import Photo, center_crop
+from silo.data import Photo, PhotoFile, center_crop
 from silo.devices import generators, peak_memory, reset_peak_memory
 from silo.errors import SiloError
 from silo.evaluation.record import Record, Row
@@ -80,11 +80,15 @@ class Job(ABC):
 
     key: str
 
+    def __init__(self, weights: Mapping[str, str | None]) -> None:
+        """Keep `weights`: SHA-256 of the prior's and the operator's, None where a revision is."""
+        self._weights = dict(weights)
+
     @abstractmethod
-    def identity(self, photo: Photo) -> Row:
+    def identity(self, photo: PhotoFile) -> Row:
         """All that the row of a picture depends on, JSON-able."""
 
-    def is_kept(self, photo: Photo) -> bool:
+    def is_kept(self, photo: PhotoFile) -> bool:
         """Whether the files that the row of a picture belongs to are there."""
         return True
 
@@ -109,17 +113,17 @@ class Restoration(Job):
             setting: how to restore.
             restorer: what restores.
             store: where the pictures go.
-            weights: SHA-256 of the prior's and the operator's, None where a revision names them.
+            weights: as in `Job`.
         """
+        super().__init__(weights)
         self.key = setting.key
-        self._weights = dict(weights)
         self._setting, self._restorer, self._store = setting, restorer, store
         self._size = restorer.prior.native_size
 
-    def identity(self, photo: Photo) -> Row:
+    def identity(self, photo: PhotoFile) -> Row:
         """All that decides the restoration, and the metrics that there are weights for."""
         return {
-            "parameters": self._restorer.parameters(request(self._setting, photo, self._size)),
+            "parameters": self._restorer.parameters(blank_request(self._setting, photo)),
             "weights": self._weights,
             "measures": self._store.measures,
             "size": self._size,
@@ -130,7 +134,8 @@ class Restoration(Job):
         device = self._restorer.prior.device
         bounded = reset_peak_memory(device)
         try:
-            result = _run(self._restorer, request(self._setting, photo, self._size))
+            image = center_crop(photo, self._size)[None]
+            result = _run(self._restorer, _request(self._setting, photo.caption, image))
         except SiloError as error:
             return {"error": str(error)}
         memory = peak_memory(device) if bounded else None
@@ -148,7 +153,7 @@ class Restoration(Job):
             "peak_memory": memory,
         }
 
-    def is_kept(self, photo: Photo) -> bool:
+    def is_kept(self, photo: PhotoFile) -> bool:
         """Whether restoration, measurement and clean picture are there."""
         keys = (self.key, measurement_key(self._setting, self._size), clean_key(self._size))
         return all(self._store.holds(key, photo.name) for key in keys)
@@ -171,18 +176,23 @@ class Restoration(Job):
 class Autoencoding(Job):
     """Scores D(E(x)): what no restoration with this prior can be expected to exceed."""
 
-    def __init__(self, prior: LatentPrior, store: Store) -> None:
-        """Encode and decode with `prior`."""
+    def __init__(self, prior: LatentPrior, store: Store, weights: Mapping[str, str | None]) -> None:
+        """Encode and decode with `prior`; `weights` as in `Job`."""
+        super().__init__(weights)
         self.key = _autoencoding_key(prior.name)
         self._prior, self._store = prior, store
 
-    def identity(self, photo: Photo) -> Row:
+    def identity(self, photo: PhotoFile) -> Row:
         """The prior, and the metrics that there are weights for."""
         prior = {"name": self._prior.name, "revision": self._prior.revision}
-        size = self._prior.native_size
-        return {"parameters": {"prior": prior}, "measures": self._store.measures, "size": size}
+        return {
+            "parameters": {"prior": prior, "dtype": _name(self._prior.dtype)},
+            "weights": self._weights,
+            "measures": self._store.measures,
+            "size": self._prior.native_size,
+        }
 
-    def is_kept(self, photo: Photo) -> bool:
+    def is_kept(self, photo: PhotoFile) -> bool:
         """Whether both pictures are there."""
         keys = (self.key, clean_key(self._prior.native_size))
         return all(self._store.holds(key, photo.name) for key in keys)
@@ -212,17 +222,33 @@ class OperatorAccuracy(Job):
     operator reads the denoiser's features of the same evaluation; with E(x), those of timestep 0.
     """
 
-    def __init__(self, setting: Setting, prior: LatentPrior, operator: LatentOperator) -> None:
-        """Test `operator`, on the device of `prior`, for the setting's task."""
+    def __init__(
+        self,
+        setting: Setting,
+        prior: LatentPrior,
+        operator: LatentOperator,
+        weights: Mapping[str, str | None],
+    ) -> None:
+        """Test `operator`, on the device of `prior`, for the setting's task.
+
+        `weights` are as in `Job`.
+        """
+        super().__init__(weights)
         self.key = _accuracy_key(setting)
         self._setting, self._prior, self._operator = setting, prior, operator
 
-    def identity(self, photo: Photo) -> Row:
+    def identity(self, photo: PhotoFile) -> Row:
         """The setting: the sampler does not matter here, but the prompt does."""
         prior = {"name": self._prior.name, "revision": self._prior.revision}
         operator = {"name": self._setting.operator, "revision": self._operator.revision}
-        parameters = {**self._setting.to_dict(), "prior": prior, "operator": operator}
-        return {"parameters": parameters, "size": self._prior.native_size}
+        parameters = {
+            **self._setting.to_dict(),
+            "prior": prior,
+            "operator": operator,
+            "dtype": _name(self._prior.dtype),
+        }
+        size = self._prior.native_size
+        return {"parameters": parameters, "weights": self._weights, "size": size}
 
     @torch.no_grad()
     def run(self, photo: Photo, record: Record) -> Row:
@@ -258,14 +284,18 @@ class OperatorAccuracy(Job):
         return {"scores": scores}
 
 
-def request(setting: Setting, photo: Photo, size: int) -> RestorationRequest:
-    """What to ask of a restorer for the central square of a picture, scaled to `size` pixels."""
+def blank_request(setting: Setting, photo: PhotoFile) -> RestorationRequest:
+    """The request for a picture, but without its pixels: what asks for nothing but parameters."""
+    return _request(setting, photo.caption, torch.zeros(1, 3, 64, 64))
+
+
+def _request(setting: Setting, caption: str, image: Tensor) -> RestorationRequest:
     return RestorationRequest(
         task=setting.task,
-        image=center_crop(photo, size)[None],
+        image=image,
         simulate=True,
         degradation=setting.degradation,
-        prompt=photo.caption if setting.prompt is None else setting.prompt,
+        prompt=caption if setting.prompt is None else setting.prompt,
         guidance_scale=setting.guidance_scale,
         sampler=setting.sampler,
         preset="paper",
@@ -324,6 +354,10 @@ def _run(restorer: Restorer, request: RestorationRequest) -> Result:
 def _diversity(images: Tensor) -> float | None:
     """The standard deviation over samples (N, 3, H, W), of pictures in [0, 1], mean over pixels."""
     return float(images.std(0).mean() / 2) if len(images) > 1 else None
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _file_name(name: str) -> str:

@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from operators.catalog import get_task
+from operators.latent import architectures
 from silo.errors import BadRequest
-from silo.protocols import PAPER_STEPS, Protocol, Setting
-from silo.samplers import SAMPLERS
+from silo.protocols import FACE_PROMPT, PAPER_STEPS, PROMPT, Protocol, Setting
+from silo.samplers import SAMPLERS, Sampler
 
 FEW_STEPS = 20  # samplers that take no more are not shortened
+_GENERIC = (FACE_PROMPT, PROMPT)
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,11 @@ class Overrides:
         steps_scale: of every sampler's published number of steps, but those that need few anyway.
         steps: of every sampler, in place of those.
         eta: of the samplers that have one.
+        prompt: in place of the paper's generic one, which suits no pictures but its own.
         seed: of every picture.
+
+    Raises:
+        BadRequest: `steps` or `steps_scale` is out of range.
     """
 
     tasks: Sequence[str] = ()
@@ -37,14 +43,22 @@ class Overrides:
     steps_scale: float = 1.0
     steps: int | None = None
     eta: float | None = None
+    prompt: str | None = None
     seed: int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks what would otherwise fail at every picture, or be rounded to something else."""
+        if not 0 < self.steps_scale <= 1:
+            raise BadRequest(f"--steps-scale {self.steps_scale:g}: set more than 0, at most 1.")
+        if self.steps is not None and not 1 <= self.steps <= PAPER_STEPS:
+            raise BadRequest(f"--steps {self.steps}: set 1 to {PAPER_STEPS}.")
 
 
 def from_protocol(protocol: Protocol, overrides: Overrides) -> list[Setting]:
     """The settings of a protocol.
 
     Raises:
-        BadRequest: it has none of the tasks or samplers that are asked for.
+        BadRequest: it has none of the tasks or samplers that are asked for, or they do not fit.
     """
     settings = [
         setting
@@ -62,6 +76,11 @@ def from_protocol(protocol: Protocol, overrides: Overrides) -> list[Setting]:
     if overrides.prior is not None:
         own = {"prior": overrides.prior, "operator": None, "eta": None}
         settings = [replace(setting, **own) for setting in settings]
+    if overrides.prompt is not None:
+        settings = [
+            replace(setting, prompt=overrides.prompt) if setting.prompt in _GENERIC else setting
+            for setting in settings
+        ]
     if overrides.seed is not None:
         settings = [replace(setting, seed=overrides.seed) for setting in settings]
     return _finish(settings, overrides)
@@ -79,7 +98,7 @@ def from_axes(
     """Every combination; a note tells those apart that differ in prompt or guidance scale.
 
     Raises:
-        BadRequest: an unknown sampler.
+        BadRequest: an unknown sampler, or nothing that any of the samplers can do.
         OperatorError: an unknown task.
     """
     settings = []
@@ -113,13 +132,19 @@ def from_axes(
 
 
 def _finish(settings: Iterable[Setting], overrides: Overrides) -> list[Setting]:
-    """Set operators, steps and eta; leave out what a sampler cannot do, and what is there twice."""
+    """Set operators, steps and eta; leave out what a sampler cannot do, and what is there twice.
+
+    Raises:
+        BadRequest: nothing is left.
+    """
     finished: dict[str, Setting] = {}
     for setting in settings:
         sampler = SAMPLERS[setting.sampler]
         if sampler.linear_only and not setting.measured.operator().linear:
             continue
-        steps = overrides.steps or scaled_steps(setting.sampler, overrides.steps_scale)
+        steps = overrides.steps
+        if steps is None:
+            steps = scaled_steps(setting.sampler, overrides.steps_scale)
         eta = None  # a sampler with a scale of its own keeps it
         if setting.eta is not None and sampler.eta is None:
             eta = setting.eta * PAPER_STEPS / steps
@@ -127,9 +152,21 @@ def _finish(settings: Iterable[Setting], overrides: Overrides) -> list[Setting]:
             eta = overrides.eta
         operators = overrides.operators if sampler.needs_operator else ()
         for operator in operators or (setting.operator,):
+            if not _fits(sampler, operator):
+                continue
             changed = replace(setting, steps=steps, eta=eta, operator=operator)
             finished.setdefault(changed.key, changed)
+    if not finished:
+        raise BadRequest(
+            "none of these samplers can do any of these tasks with such an operator: change one."
+        )
     return list(finished.values())
+
+
+def _fits(sampler: Sampler, operator: str | None) -> bool:
+    """Whether an operator of this architecture, or of a kind that is not known yet, can guide."""
+    architecture = None if operator is None else architectures().get(operator)
+    return architecture is None or sampler.differentiates or not architecture.needs_features
 
 
 def scaled_steps(sampler: str, scale: float) -> int:

@@ -10,7 +10,8 @@ from silo.evaluation.report import Cell
 
 WIDTH, HEIGHT, MARGIN = 340, 250, 52  # of a panel, in pixels
 PANELS_A_ROW = 3
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito's
+# Okabe and Ito's, the palest last.
+COLOURS = "#0072b2 #d55e00 #009e73 #cc79a7 #e69f00 #56b4e9 #000000 #f0e442".split()
 
 
 def quality_against_time(cells: Sequence[Cell]) -> str:

@@ -151,7 +151,7 @@ def comparison(cells: Sequence[Cell]) -> str:
         lines.append(_line([row, *values]))
     text = "\n".join(lines) + f"\n\nEach cell: {' / '.join(title for _, title, _ in shown)}.\n"
     if hidden:
-        text += f"{', '.join(hidden)}: {NOT_AVAILABLE} (their weights are missing).\n"
+        text += f"{', '.join(hidden)}: {NOT_AVAILABLE} (no weights, or fewer than two pictures).\n"
     return text
 
 

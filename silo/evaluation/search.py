@@ -7,9 +7,9 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
-from silo.data import Photo
+from silo.data import PhotoFile
 from silo.evaluation.bench import Bench
-from silo.evaluation.jobs import request
+from silo.evaluation.jobs import blank_request
 from silo.protocols import Setting
 from silo.samplers import SAMPLERS
 
@@ -20,7 +20,7 @@ _UNSCALED = {"resample": ("gamma",)}  # its gamma is the noise of resampling
 
 
 def search(
-    bench: Bench, settings: Sequence[Setting], photos: Sequence[Photo]
+    bench: Bench, settings: Sequence[Setting], photos: Sequence[PhotoFile]
 ) -> tuple[list[Setting], list[dict[str, Any]]]:
     """Each setting with the multiple of its guidance scale that does best on `photos`.
 
@@ -52,7 +52,7 @@ def search(
 
 
 def candidates(
-    bench: Bench, settings: Sequence[Setting], photos: Sequence[Photo]
+    bench: Bench, settings: Sequence[Setting], photos: Sequence[PhotoFile]
 ) -> list[dict[float, Setting]]:
     """For each setting, the settings to try by their factor."""
     return [
@@ -61,10 +61,10 @@ def candidates(
     ]
 
 
-def _scaled(bench: Bench, setting: Setting, photo: Photo, factor: float) -> Setting:
+def _scaled(bench: Bench, setting: Setting, photo: PhotoFile, factor: float) -> Setting:
     if factor == 1.0:
         return setting  # and its rows, should it have been evaluated already
-    parameters = bench.restorer(setting).parameters(request(setting, photo, 64))
+    parameters = bench.restorer(setting).parameters(blank_request(setting, photo))
     if SAMPLERS[setting.sampler].needs_operator:
         return replace(setting, eta=parameters["eta"] * factor)
     fixed = _UNSCALED.get(setting.sampler, ())

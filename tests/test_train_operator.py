@@ -137,7 +137,7 @@ def test_a_trained_operator_is_pushed_and_arrives_elsewhere(
     arrived = tmp_path / "shelf" / "x"
     hf = Path(sys.executable).with_name("hf")
     subprocess.run([hf, "download", "lab/x", "--local-dir", arrived], check=True)
-    for name in ("config.json", "model.safetensors", "README.md", "example.png"):
+    for name in ("config.json", "model.safetensors", "example.png"):
         assert (arrived / name).read_bytes() == (trained / name).read_bytes()
     assert main(["operators", "verify", str(arrived)]) == 0
     assert "(super_resolution_x4, 5 files as on the Hub)" in capfd.readouterr().out

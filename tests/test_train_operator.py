@@ -230,6 +230,7 @@ def test_a_tracker_is_told_settings_losses_validations_and_pictures(
     assert validation[0] == 50
     assert validation[1]["validation/l1"] == pytest.approx(errors["l1"], abs=1e-4)
     assert validation[1]["validation/psnr"] > 5
+    assert not {"validation/steps", "validation/pictures"} & validation[1].keys()  # constants
 
 
 def test_accelerates_single_process_for_cpus_says_so(

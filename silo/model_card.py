@@ -44,8 +44,7 @@ def render_operator_card(operator: LatentOperator, example: str | None = None) -
         place=NO_REPOSITORY,
         architecture=operator.architecture,
         parameters=f"{parameters:,}",
-        kind=degradation["kind"],
-        degradation_parameters=_listed(degradation["parameters"]),
+        degradation=_degradation(degradation),
         noise_low=low,
         noise_high=high,
         pictures=f"{training['photos']:,}",
@@ -180,8 +179,8 @@ def _own_degradation(metadata: dict[str, Any]) -> str:
     degradation = metadata["degradation"]
     if degradation["kind"] == FUNCTION:
         lead = (
-            "What degrades; nothing runs it unless you save it and add `--simulate --degradation\n"
-            f"FILE.py:{degradation['parameters']['name']}`:"
+            "What degrades; nothing runs it unless you save it and add\n"
+            f"`--simulate --degradation FILE.py:{degradation['parameters']['name']}`:"
         )
         text = metadata["source"].strip()
     elif metadata["task"] not in TASKS:
@@ -195,9 +194,13 @@ def _counted(count: int, thing: str) -> str:
     return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
-def _listed(parameters: dict[str, Any]) -> str:
+def _degradation(degradation: dict[str, Any]) -> str:
+    """What degrades, as a part of a sentence."""
+    kind, parameters = degradation["kind"], degradation["parameters"]
+    if kind == FUNCTION:
+        return f"function `{parameters['name']}` (below)"
     listed = ", ".join(f"{name} {value}" for name, value in parameters.items())
-    return f" ({listed})" if listed else ""
+    return f"degradation *{kind}*" + (f" ({listed})" if listed else "")
 
 
 def _stand_in(metadata: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from operators.catalog import own_task
+from operators.catalog import own_task, shelf
 from operators.convolutional import CompactCNN
 from operators.degradation import Degradation
 from operators.errors import OperatorError
@@ -210,6 +210,10 @@ def test_an_operator_of_ones_own_restores_under_its_name(
     assert "fails on images (1, 3, 32, 32): AssertionError: too large" in capsys.readouterr().err
     assert main(["restore", str(photo), "--task", "films", *fixed]) == 2
     assert "trained for film" in capsys.readouterr().err
+    monkeypatch.setattr("silo.restorer.shelf", lambda: shelf(operator.parent))
+    assert main(["restore", str(photo), "--task", "films", *fixed[:2]]) == 2
+    error = capsys.readouterr().err
+    assert "jpeg_q10" in error and ", film, or name the operator" in error
 
 
 def test_a_degradation_of_ones_own_is_shown_as_restore_simulates_it(
@@ -232,7 +236,7 @@ def test_a_degradation_of_ones_own_is_shown_as_restore_simulates_it(
 
 
 def test_a_task_of_ones_own_is_evaluated(
-    tmp_path: Path, tiny_prior_folder: Path, operator: Path
+    tmp_path: Path, tiny_prior_folder: Path, operator: Path, capsys
 ) -> None:
     photos, out = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()
@@ -240,7 +244,8 @@ def test_a_task_of_ones_own_is_evaluated(
         save_png(photos / f"{name}.png", torch.rand(3, 40, 40) * 2 - 1)
     call = ["evaluate", "--data", str(photos), "--split", "all", "--out", str(out), "--steps", "1"]
     call += ["--prior", str(tiny_prior_folder), "--operator", str(operator), "--tasks", "film"]
-    assert main(call) == 2  # not one of the catalog
+    assert main(call) == 2
+    assert "describe your own with --degradation" in capsys.readouterr().err
     assert main([*call, "--degradation", f"{tmp_path / 'author.py'}:old_film"]) == 0
     metrics = json.loads((out / "metrics.json").read_text())
     rows = [row for row in metrics["rows"] if "nfe" in row]

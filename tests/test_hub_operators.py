@@ -194,7 +194,8 @@ def test_the_cards_command_runs_as_it_is_once_it_is_published(
         command.replace("PHOTO", str(photo)).replace("sd15", str(tiny_prior_folder))
     )
     assert main([*words[3:], "--steps", "1", "--out", str(out)]) == 0
-    assert read_parameters(out)["operator"]["name"].startswith(NAME)
+    used = read_parameters(out)
+    assert used is not None and used["operator"]["name"] == NAME
 
 
 def test_the_card_shows_a_degradation_of_ones_own(trained: Path, tmp_path: Path) -> None:

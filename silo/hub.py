@@ -192,8 +192,8 @@ def push_operator(folder: Path, repo_id: str, *, private: bool = False) -> str:
         )
     require_online(f"push to {repo_id}")
     files: dict[str, Path | bytes] = {name: folder / name for name in OPERATOR_FILES}
-    card = (folder / CARD_NAME).read_text()
-    files[CARD_NAME] = card.replace(f"--operator {NO_REPOSITORY}", f"--operator {repo_id}").encode()
+    place, published = f"--operator {NO_REPOSITORY}", f"--operator {repo_id}"
+    files[CARD_NAME] = (folder / CARD_NAME).read_bytes().replace(place.encode(), published.encode())
     if (folder / EXAMPLE_NAME).is_file():
         files[EXAMPLE_NAME] = folder / EXAMPLE_NAME
     title = f"Upload the operator for {metadata['task']} on {metadata['prior']}"

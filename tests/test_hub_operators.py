@@ -487,7 +487,8 @@ def test_nobody_elses_work_is_licensed_unasked(
     assert main([*push, "--license", "cc-by-4.0"]) == 0
     assert NO_LICENSE not in capfd.readouterr().err
     pushed = local_hub.repositories[f"models/{NAME}"].files["README.md"].content.decode()
-    assert pushed == card.read_text() and pushed.split("---\n", 2)[2] == body
+    assert pushed == _published(folder)["README.md"].decode()
+    assert card.read_text().split("---\n", 2)[2] == body
     assert yaml.safe_load(pushed.split("---\n")[1]) == before | {"license": "cc-by-4.0"}
     assert [row.license for row in on_shelf(shelf_folder)] == ["cc-by-4.0"]
     card.write_text("---\nlicense: [\n---\n")

@@ -62,7 +62,10 @@ def get_task(name: str) -> Task:
         OperatorError: there is none; the message lists those there are.
     """
     if name not in TASKS:
-        raise OperatorError(f"There is no task '{name}'; choose one of {', '.join(TASKS)}.")
+        raise OperatorError(
+            f"There is no task '{name}'; choose one of {', '.join(TASKS)}, or describe your own "
+            "with --degradation."
+        )
     return TASKS[name]
 
 

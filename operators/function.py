@@ -47,13 +47,20 @@ class FunctionOperator(PixelOperator):
         mask: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """As `PixelOperator.forward`."""
+        """As `PixelOperator.forward`; raises OperatorError for whatever the function raises."""
         check_images(x)
         self._refuse_needless_mask(mask)
         function = self._function()
-        if not takes_generator(function):
-            return function(x)
-        return function(x, torch.Generator().manual_seed(0) if generator is None else generator)
+        seeded = torch.Generator().manual_seed(0) if generator is None else generator
+        try:
+            return function(x, seeded) if takes_generator(function) else function(x)
+        except torch.OutOfMemoryError:  # the caller may do it again in less memory
+            raise
+        except (Exception, SystemExit) as error:
+            raise OperatorError(
+                f"The degradation {self.name} fails on images {tuple(x.shape)}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
 
     def _apply(self, x: Tensor, mask: Tensor | None) -> Tensor:
         return self.forward(x, mask)

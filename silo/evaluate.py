@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from operators.catalog import TASKS
+from operators.catalog import TASKS, own_task
 from silo.allocation import keep_freed_memory
 from silo.data import SPLITS, PhotoFile, list_photos
 from silo.errors import BadRequest
@@ -48,6 +48,7 @@ from silo.evaluation.search import candidates, search
 from silo.evaluation.sheets import contact_sheet
 from silo.hub_dataset import fetch_dataset
 from silo.inception import Inception, find_inception
+from silo.own_degradation import load_degradation
 from silo.protocols import PAPER_TASKS, PROTOCOLS, Protocol, Setting
 from silo.samplers import SAMPLERS
 
@@ -106,6 +107,10 @@ def _plan(arguments: argparse.Namespace, protocol: Protocol | None) -> list[Sett
         BadRequest: an option says what the protocol says already.
     """
     if protocol is None:
+        own = None
+        if arguments.degradation is not None:
+            loaded = load_degradation(arguments.degradation)
+            own = own_task(arguments.tasks or loaded.name, loaded.degradation)
         overrides = Overrides(
             tasks=(arguments.tasks or ",".join(PAPER_TASKS)).split(","),
             samplers=(arguments.samplers or "silo").split(","),
@@ -123,8 +128,10 @@ def _plan(arguments: argparse.Namespace, protocol: Protocol | None) -> list[Sett
             guidance_scales=arguments.guidance_scale or [1.0],
             clamp=arguments.clamp,
             keep_known=arguments.keep_known,
+            own=own,
         )
-    for name in ("noise_sigma", "captions", "guidance_scale", "clamp", "keep_known"):
+    fixed = ("noise_sigma", "captions", "guidance_scale", "clamp", "keep_known")
+    for name in ("degradation", *fixed):
         if getattr(arguments, name):
             option = name.replace("_", "-")
             raise BadRequest(f"--{option} is the protocol's to set: leave it or --protocol out.")
@@ -307,6 +314,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--protocol", choices=tuple(PROTOCOLS), help="a comparison of the paper")
     parser.add_argument("--tasks", help=f"by default the paper's; {', '.join(TASKS)}")
+    parser.add_argument(
+        "--degradation",
+        metavar="FILE",
+        help="your own task's: FILE.py:FUNCTION (it is run), or FILE.json",
+    )
     parser.add_argument("--samplers", help=f"by default silo; {', '.join(SAMPLERS)}")
     parser.add_argument("--prior", help="tiny; with a protocol: in place of its priors")
     parser.add_argument(

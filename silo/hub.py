@@ -35,6 +35,7 @@ from silo.hub_commit import commit_files, retried
 PROBE_SECONDS = 1.5
 CARD_NAME = "README.md"
 EXAMPLE_NAME = "example.png"  # what a card may show
+NO_REPOSITORY = "FOLDER"  # what a card's command names as long as the operator has none
 OPERATOR_FILES = (CONFIG_NAME, WEIGHTS_NAME, CARD_NAME)
 
 Report = Callable[[int, int], None]  # bytes that are here, bytes in all files begun so far
@@ -162,7 +163,7 @@ def require_online(purpose: str) -> None:
 
 
 def push_operator(folder: Path, repo_id: str, *, private: bool = False) -> str:
-    """Publish a trained operator: one commit of its two files and its card.
+    """Publish a trained operator: one commit of its two files and its card, which names `repo_id`.
 
     Args:
         folder: `config.json`, `model.safetensors`, the README.md of `silo.model_card`, and the
@@ -190,7 +191,9 @@ def push_operator(folder: Path, repo_id: str, *, private: bool = False) -> str:
             "what the operator was trained on and under which licence it is"
         )
     require_online(f"push to {repo_id}")
-    files = {name: folder / name for name in OPERATOR_FILES}
+    files: dict[str, Path | bytes] = {name: folder / name for name in OPERATOR_FILES}
+    place, published = f"--operator {NO_REPOSITORY}", f"--operator {repo_id}"
+    files[CARD_NAME] = (folder / CARD_NAME).read_bytes().replace(place.encode(), published.encode())
     if (folder / EXAMPLE_NAME).is_file():
         files[EXAMPLE_NAME] = folder / EXAMPLE_NAME
     title = f"Upload the operator for {metadata['task']} on {metadata['prior']}"

@@ -61,7 +61,7 @@ def check_rights(repo_id: str) -> None:
 
 def commit_files(
     repo_id: str,
-    files: Mapping[str, Path],
+    files: Mapping[str, Path | bytes],
     message: str,
     *,
     private: bool = False,
@@ -76,7 +76,7 @@ def commit_files(
 
     Args:
         repo_id: "owner/name".
-        files: the local file for each path in the repository.
+        files: the local file, or its content, for each path in the repository.
         message: the commit's title.
         private: create it private; one that exists must be private already.
         space: a Gradio Space rather than a model repository.

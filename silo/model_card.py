@@ -1,5 +1,6 @@
 """Renders the model card of a trained operator from hub_cards/operator.md; its licence."""
 
+import json
 from pathlib import Path
 from string import Template
 from textwrap import indent
@@ -8,10 +9,11 @@ from typing import Any
 import yaml  # what huggingface_hub reads cards with
 from huggingface_hub import EvalResult, ModelCardData, metadata_load, metadata_save
 
+from operators.catalog import TASKS
 from operators.function import FUNCTION
 from operators.latent import LatentOperator
 from silo.errors import BadRequest
-from silo.hub import EXAMPLE_NAME
+from silo.hub import EXAMPLE_NAME, NO_REPOSITORY
 from silo.prior_files import HUB_PRIORS
 
 TAGS = ["silo", "image-restoration", "inverse-problems"]
@@ -39,10 +41,10 @@ def render_operator_card(operator: LatentOperator, example: str | None = None) -
         front_matter=card_data(operator).to_yaml(),
         task=metadata["task"],
         prior=metadata["prior"],
+        place=NO_REPOSITORY,
         architecture=operator.architecture,
         parameters=f"{parameters:,}",
-        kind=degradation["kind"],
-        degradation_parameters=_listed(degradation["parameters"]),
+        degradation=_degradation(degradation),
         noise_low=low,
         noise_high=high,
         pictures=f"{training['photos']:,}",
@@ -50,7 +52,7 @@ def render_operator_card(operator: LatentOperator, example: str | None = None) -
         crops=f"{training['pictures']:,}",
         measurements=_counted(training["noise_draws"], "measurement"),
         recipe=_recipe(training),
-        source=_source(metadata.get("source")),
+        own=_own_degradation(metadata),
         stand_in=_stand_in(metadata),
         example=""
         if example is None
@@ -172,21 +174,33 @@ def _recipe(training: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def _source(source: str | None) -> str:
-    """The function that degrades, as an indented block."""
-    if source is None:
+def _own_degradation(metadata: dict[str, Any]) -> str:
+    """What degrades, where that is no task of the catalog, as an indented block."""
+    degradation = metadata["degradation"]
+    if degradation["kind"] == FUNCTION:
+        lead = (
+            "What degrades; nothing runs it unless you save it and add\n"
+            f"`--simulate --degradation FILE.py:{degradation['parameters']['name']}`:"
+        )
+        text = metadata["source"].strip()
+    elif metadata["task"] not in TASKS:
+        lead, text = "What degrades, FILE.json below:", json.dumps(degradation)
+    else:
         return ""
-    note = "Its source, which nothing here runs unless you pass the file yourself:"
-    return f"\n{note}\n\n{indent(source.strip(), '    ')}\n"
+    return f"\n{lead}\n\n{indent(text, '    ')}\n"
 
 
 def _counted(count: int, thing: str) -> str:
     return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
-def _listed(parameters: dict[str, Any]) -> str:
+def _degradation(degradation: dict[str, Any]) -> str:
+    """What degrades, as a part of a sentence."""
+    kind, parameters = degradation["kind"], degradation["parameters"]
+    if kind == FUNCTION:
+        return f"function `{parameters['name']}` (below)"
     listed = ", ".join(f"{name} {value}" for name, value in parameters.items())
-    return f" ({listed})" if listed else ""
+    return f"degradation *{kind}*" + (f" ({listed})" if listed else "")
 
 
 def _stand_in(metadata: dict[str, Any]) -> str:
@@ -203,12 +217,14 @@ def _stand_in(metadata: dict[str, Any]) -> str:
 def _command(metadata: dict[str, Any]) -> str:
     """The options that repeat the training, but for folders."""
     training, degradation = metadata["training"], metadata["degradation"]
-    own = degradation["kind"] == FUNCTION
     pictures = "--train_data_dir PHOTOS"
     if "dataset_name" in training:
         pictures = f"--dataset_name {training['dataset_name']}@{training['dataset_revision']}"
     options = [pictures]
-    options += [f"--degradation FILE.py:{degradation['parameters']['name']}"] if own else []
+    if degradation["kind"] == FUNCTION:
+        options.append(f"--degradation FILE.py:{degradation['parameters']['name']}")
+    elif metadata["task"] not in TASKS:
+        options.append("--degradation FILE.json")
     options += [
         f"--task {metadata['task']}",
         f"--pretrained_model_name_or_path {metadata.get('trained_through', metadata['prior'])}",

@@ -199,7 +199,9 @@ class OperatorRun:
             results = Restorations(prior, self.task, files).run(folder, grid)
             tracker.show("validation/pictures", loop.step, grid)
         log.write(loop.step, {**errors, **results})
-        tracker.log("validation", loop.step, {**errors, **results})
+        constant = ("pictures", "steps")  # no curve
+        curves = {name: value for name, value in results.items() if name not in constant}
+        tracker.log("validation", loop.step, {**errors, **curves})
         return {name: round(value, 4) for name, value in errors.items()}, results
 
     def _write_example(self, folder: Path) -> str | None:

@@ -32,7 +32,7 @@ class Setting:
     """All that a restoration in an evaluation depends on, but for the picture.
 
     Attributes:
-        task: a key of `operators.catalog.TASKS`.
+        task: a key of `operators.catalog.TASKS`, or any name with `degradation`.
         sampler: a key of `silo.samplers.SAMPLERS`.
         prior: as in `LatentPrior.load`.
         operator: an architecture on the shelf, a folder or a Hub id; None for the shelf's first.

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL.Image import Image
 from torch import Tensor
 
-from operators.catalog import SHELF, TASKS, Task, find_operator, get_task, own_task, shelf
+from operators.catalog import SHELF, TASKS, Task, find_operator, own_task, shelf
 from operators.degradation import Degradation
 from operators.errors import OperatorError
 from operators.latent import LatentOperator
@@ -220,8 +220,14 @@ class Restorer:
         Raises:
             OperatorError: the catalog has none, nor does an operator name it.
         """
-        if name in TASKS or (self._chosen is None and not self._on_shelf(name)):
-            return get_task(name)
+        if name in TASKS:
+            return TASKS[name]
+        known = dict.fromkeys([*TASKS, *(entry.task for entry in shelf())])
+        if self._chosen is None and name not in known:
+            raise OperatorError(
+                f"There is no task '{name}'; choose one of {', '.join(known)}, or name the "
+                "operator for your own with --operator."
+            )
         described = self._operator(name).metadata.get("degradation")
         if described is None:
             raise OperatorError(f"The operator does not say what degradation {name} is.")
@@ -331,9 +337,6 @@ class Restorer:
             return None
         revision = self._operator(request.task).revision
         return {"name": self._operator_name(request.task), "revision": revision}
-
-    def _on_shelf(self, task: str) -> bool:
-        return any(entry.task == task for entry in shelf())
 
     def _operator_name(self, task: str) -> str:
         place = self._chosen

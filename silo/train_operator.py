@@ -167,7 +167,16 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--degradation", metavar="FILE", help="your own: FILE.py:FUNCTION (it is run), or FILE.json"
     )
-    add("--preset", choices=tuple(PRESETS), default="fast", help="settings; other options win")
+    presets = "; ".join(
+        f"{name}: {p.architecture}, {p.pictures:,} crops, {p.steps:,} steps of {p.batch}"
+        for name, p in PRESETS.items()
+    )
+    add(
+        "--preset",
+        choices=tuple(PRESETS),
+        default="fast",
+        help=f"what the other options have by default; {presets}",
+    )
     add("--pretrained_model_name_or_path", default="tiny", help="the prior")
     add("--latent_space", metavar="PRIOR", help="the prior it is for, if another of the same space")
     pictures = parser.add_mutually_exclusive_group(required=True)
@@ -175,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     pictures.add_argument(
         "--dataset_name", metavar="ORG/NAME[@REVISION]", help="pictures or tar shards on the Hub"
     )
-    add("--output_dir", type=Path, required=True)
+    add("--output_dir", type=Path, required=True, help="its folder TASK will be the operator")
     add("--latent_cache_dir", type=Path, help="of the latents; OUTPUT_DIR/.latents by default")
     add("--resolution", type=int, help="of the crops; the prior's native size by default")
     add("--pictures", type=int, help="how many crops to encode")
@@ -186,16 +195,27 @@ def _parser() -> argparse.ArgumentParser:
     add("--lr_scheduler", choices=("cosine", "constant"))
     add_mixed_precision(parser)
     add("--eta", type=float, help="consistency scale to recommend at 1,000 steps")
-    add("--validation_steps", type=int, default=500)
-    add("--num_validation_images", type=int, default=4, help="restored at each validation")
-    add("--checkpointing_steps", type=int, default=200)
-    add("--checkpoints_total_limit", type=int, default=2)
-    add("--resume_from_checkpoint", choices=("latest", "none"), default="latest")
+    often = "after so many steps each; %(default)s by default"
+    add("--validation_steps", type=int, default=500, help=f"measure on held-out pictures {often}")
+    add(
+        "--num_validation_images",
+        type=int,
+        default=4,
+        help="restored at each validation, and an example for the card; %(default)s by default",
+    )
+    add("--checkpointing_steps", type=int, default=200, help=f"save {often}")
+    add("--checkpoints_total_limit", type=int, default=2, help="kept; %(default)s by default")
+    add(
+        "--resume_from_checkpoint",
+        choices=("latest", "none"),
+        default="latest",
+        help="latest, the default, or none: begin again",
+    )
     add("--report_to", metavar="TRACKER", help="tensorboard, wandb or another of accelerate's")
     add("--push_to_hub", action="store_true", help="publish the operator when it is trained")
     add("--hub_model_id", metavar="ORG/NAME", help="its repository")
     add("--license", metavar="ID", help="of the operator, for its card, such as cc-by-4.0")
-    add("--seed", type=int)
+    add("--seed", type=int, help="of everything that is drawn")
     add("--device", default="auto", help="auto, cuda, mps or cpu")
     return parser
 

@@ -69,8 +69,12 @@ def test_small_pictures_are_enlarged_to_the_smallest_side(folder: Path) -> None:
 def test_missing_folders_and_empty_ones_are_named(tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match="no folder"):
         next(iterate_photos([tmp_path / "none"], "all"))
-    with pytest.raises(BadRequest, match="No pictures"):
+    inside = tmp_path / "cats"
+    inside.mkdir()
+    Image.new("RGB", (8, 8)).save(inside / "a.png")
+    with pytest.raises(BadRequest, match="No pictures.* name the folders inside"):
         next(iterate_photos([tmp_path], "all"))
+    assert next(iterate_photos([inside], "all")).name == "a"
     with pytest.raises(BadRequest, match="split"):
         next(iterate_photos([tmp_path], "test"))
 

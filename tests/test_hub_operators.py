@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import yaml
 
 from operators.catalog import find_operator, get_task, shelf
 from operators.convolutional import CompactCNN
+from operators.degradation import Degradation
 from operators.download_record import changed_files, recorded_commit
 from operators.errors import OperatorError, OperatorFileError, OperatorNotFound
 from operators.latent import LatentOperator
@@ -24,9 +26,11 @@ from silo import hub
 from silo.__main__ import main
 from silo.errors import BadRequest, HubUnavailable, PushRefused
 from silo.hub_commit import commit_files
+from silo.images import read_parameters, save_png
 from silo.model_card import NO_LICENSE, base_model_of, render_operator_card
 from silo.operator_listing import on_shelf
 from silo.operator_presets import OperatorTraining
+from silo.own_degradation import load_degradation
 from silo.prior import LatentPrior
 from silo.request import RestorationRequest
 from silo.restorer import Restorer, Result
@@ -112,6 +116,12 @@ def _files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
+def _published(folder: Path, repo_id: str = NAME) -> dict[str, bytes]:
+    """The files of an operator as a push sends them: the card names the repository."""
+    files = _files(folder)
+    return {**files, "README.md": files["README.md"].replace(b"FOLDER", repo_id.encode())}
+
+
 def test_from_training_to_a_restoration_elsewhere(
     local_hub: Hub, trained: Path, shelf_folder: Path, tiny_prior: LatentPrior, capfd
 ) -> None:
@@ -120,7 +130,7 @@ def test_from_training_to_a_restoration_elsewhere(
     repository = local_hub.repositories[f"models/{NAME}"]
     assert capfd.readouterr().out == f"{local_hub.url}/{NAME}/commit/{repository.head}\n"
     assert len(repository.commits) == 2  # the empty repository, and everything at once
-    assert {n: f.content for n, f in repository.files.items() if n in FILES} == _files(trained)
+    assert {n: f.content for n, f in repository.files.items() if n in FILES} == _published(trained)
 
     _save(shelf_folder / "a_shipped_one", seed=1)
     there = shelf_folder / "sr4"
@@ -143,7 +153,7 @@ def test_from_training_to_a_restoration_elsewhere(
         "task": TASK,
         "prior": "sd15",
         "architecture": "compact_cnn",
-        "size": sum(len(content) for content in _files(trained).values()),
+        "size": sum(len(content) for content in _published(trained).values()),
         "license": "cc-by-sa-4.0",
     }
 
@@ -154,6 +164,56 @@ def test_from_training_to_a_restoration_elsewhere(
     *_, same = Restorer(tiny_prior, operator=trained).restore(request)
     assert isinstance(same, Result)
     torch.testing.assert_close(result.restored, same.restored, rtol=0, atol=0)
+
+
+def _blocks(card: str) -> list[str]:
+    """The indented code blocks of a card, as Markdown tells them: an empty line ends none."""
+    text = card.split("---\n", 2)[2]
+    lines = [*text.splitlines(), "."]
+    blocks, block = [], ""
+    for line in lines:
+        if line.startswith("    ") or (block and not line):
+            block += f"{line[4:]}\n"
+        elif block:
+            blocks.append(block.strip())
+            block = ""
+    return blocks
+
+
+def test_the_cards_command_runs_as_it_is_once_it_is_published(
+    local_hub: Hub, trained: Path, tmp_path: Path, tiny_prior_folder: Path
+) -> None:
+    hub.push_operator(trained, NAME)
+    card = local_hub.repositories[f"models/{NAME}"].files["README.md"].content.decode()
+    command, training = _blocks(card)
+    said = f"python -m silo restore PHOTO --task {TASK} --prior sd15 --operator {NAME}"
+    assert command == said and training.startswith("python -m silo train-operator")
+    photo, out = tmp_path / "photo.png", tmp_path / "out.png"
+    save_png(photo, torch.zeros(3, 16, 16))
+    words = shlex.split(
+        command.replace("PHOTO", str(photo)).replace("sd15", str(tiny_prior_folder))
+    )
+    assert main([*words[3:], "--steps", "1", "--out", str(out)]) == 0
+    used = read_parameters(out)
+    assert used is not None and used["operator"]["name"] == NAME
+
+
+def test_the_card_shows_a_degradation_of_ones_own(trained: Path, tmp_path: Path) -> None:
+    operator = LatentOperator.from_pretrained(trained)
+    soft = Degradation("gaussian_blur", {"std": 5.0})
+    operator.metadata |= {"task": "soft", "degradation": soft.to_dict()}
+    _, described, training = _blocks(render_operator_card(operator))
+    (tmp_path / "FILE.json").write_text(described)
+    assert load_degradation(str(tmp_path / "FILE.json")).degradation == soft
+    assert "--degradation FILE.json" in training and "--task soft" in training
+    function = Degradation("function", {"name": "fade", "sha256": "0" * 64})
+    operator.metadata |= {
+        "degradation": function.to_dict(),
+        "source": "def fade(x):\n    return x\n",
+    }
+    command, source, training = _blocks(render_operator_card(operator))
+    assert command.startswith("python") and source == "def fade(x):\n    return x"
+    assert "--degradation FILE.py:fade" in training
 
 
 def test_the_card_tells_the_hub_what_it_reads(trained: Path) -> None:
@@ -196,9 +256,9 @@ def test_pull_resolves_a_branch_to_its_commit_and_replaces_older_downloads(
     assert main(["operators", "pull", NAME, "--revision", first]) == 0
     folder = shelf_folder / "sr4"
     assert capfd.readouterr().out == f"{folder} {first}\n"
-    assert _files(folder) == _files(trained) and recorded_commit(folder) == first
+    assert _files(folder) == _published(trained) and recorded_commit(folder) == first
     assert main(["operators", "pull", NAME]) == 0
-    assert _files(folder) == _files(tmp_path / "better")
+    assert _files(folder) == _published(tmp_path / "better")
     assert recorded_commit(folder) == local_hub.repositories[f"models/{NAME}"].head
     assert [path.name for path in shelf_folder.iterdir()] == ["sr4"]
     with pytest.raises(OperatorNotFound, match="no revision 'v9'"):
@@ -253,7 +313,7 @@ def test_pull_deletes_nothing_of_the_users(
     assert late.read_text() == "mine"
     late.unlink()
     assert main(["operators", "pull", NAME]) == 0
-    assert _files(folder) == _files(tmp_path / "better")
+    assert _files(folder) == _published(tmp_path / "better")
     mine = shelf_folder / "mine.txt"
     mine.write_text("mine")
     assert main(["operators", "pull", NAME, "--local_dir", str(mine)]) == 2
@@ -271,10 +331,11 @@ def test_pull_does_not_replace_another_repositorys_operator(
     assert main(["operators", "pull", "ada/den"]) == 2
     error = capfd.readouterr().err.splitlines()[-1]
     assert "another repository" in error and first[:12] in error
-    assert _files(folder).items() >= _files(trained).items() and recorded_commit(folder) == first
+    published = _published(trained, "lab/den")
+    assert _files(folder).items() >= published.items() and recorded_commit(folder) == first
     advised = error.split("such as ")[1]
     assert main(["operators", "pull", "ada/den", "--local_dir", advised]) == 0
-    assert _files(shelf_folder / "ada_den") == _files(tmp_path / "better")
+    assert _files(shelf_folder / "ada_den") == _published(tmp_path / "better", "ada/den")
     assert main(["operators", "pull", "lab/den"]) == 0
 
 
@@ -360,7 +421,7 @@ def test_a_collection_lists_operators_with_size_and_licence(
     (row,) = (json.loads(line) for line in capfd.readouterr().out.splitlines())
     assert row["source"] == "hub" and row["name"] == NAME and row["task"] == TASK
     assert row["license"] == "cc-by-sa-4.0"
-    assert row["size"] == sum(len(content) for content in _files(trained).values())
+    assert row["size"] == sum(len(content) for content in _published(trained).values())
     assert main(["operators", "list", "--collection", "lab/none"]) == 2
     monkeypatch.setattr(hub, "reachable", lambda: False)
     assert main(["operators", "list", "--collection", "lab/silo-1"]) == 0
@@ -426,7 +487,8 @@ def test_nobody_elses_work_is_licensed_unasked(
     assert main([*push, "--license", "cc-by-4.0"]) == 0
     assert NO_LICENSE not in capfd.readouterr().err
     pushed = local_hub.repositories[f"models/{NAME}"].files["README.md"].content.decode()
-    assert pushed == card.read_text() and pushed.split("---\n", 2)[2] == body
+    assert pushed == _published(folder)["README.md"].decode()
+    assert card.read_text().split("---\n", 2)[2] == body
     assert yaml.safe_load(pushed.split("---\n")[1]) == before | {"license": "cc-by-4.0"}
     assert [row.license for row in on_shelf(shelf_folder)] == ["cc-by-4.0"]
     card.write_text("---\nlicense: [\n---\n")

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from operators.catalog import own_task
+from operators.catalog import own_task, shelf
 from operators.convolutional import CompactCNN
 from operators.degradation import Degradation
 from operators.errors import OperatorError
@@ -13,6 +13,9 @@ from silo.__main__ import main
 from silo.errors import BadDegradation
 from silo.images import load_image, save_png
 from silo.own_degradation import check_degradation, load_degradation
+from silo.prior import LatentPrior
+from silo.request import RestorationRequest
+from silo.restorer import Restorer
 
 OLD_FILM = """
 import torch
@@ -117,7 +120,7 @@ def test_a_faulty_function_is_refused_with_what_to_change(
     tmp_path: Path, body: str, message: str
 ) -> None:
     file = _write(tmp_path, f"import torch\n\ndef degrade(images):\n    {body}\n")
-    with pytest.raises(BadDegradation) as caught:
+    with pytest.raises((BadDegradation, OperatorError)) as caught:
         check_degradation(load_degradation(f"{file}:degrade").degradation, 32)
     assert message in str(caught.value)
 
@@ -201,5 +204,59 @@ def test_an_operator_of_ones_own_restores_under_its_name(
     other = _write(tmp_path, OLD_FILM.replace("0.2", "0.3"), "other.py")
     assert main([*call, *out, "--simulate", "--degradation", f"{other}:old_film"]) == 0
     assert "not what the operator was trained for" in capsys.readouterr().err
+    small = OLD_FILM.replace("return ", "assert len(images[0, 0]) < 32, 'too large'\n    return ")
+    own = ["--degradation", f"{_write(tmp_path, small, 'small.py')}:old_film"]
+    assert main([*call, *out, "--simulate", *own]) == 2
+    assert "fails on images (1, 3, 32, 32): AssertionError: too large" in capsys.readouterr().err
     assert main(["restore", str(photo), "--task", "films", *fixed]) == 2
     assert "trained for film" in capsys.readouterr().err
+    monkeypatch.setattr("silo.restorer.shelf", lambda: shelf(operator.parent))
+    assert main(["restore", str(photo), "--task", "films", *fixed[:2]]) == 2
+    error = capsys.readouterr().err
+    assert "jpeg_q10" in error and ", film, or name the operator" in error
+
+
+def test_a_degradation_of_ones_own_is_shown_as_restore_simulates_it(
+    tmp_path: Path, operator: Path, tiny_prior: LatentPrior, capsys
+) -> None:
+    photo, out = tmp_path / "photo.png", tmp_path / "faded.png"
+    save_png(photo, torch.rand(3, 32, 32) * 2 - 1)
+    place = f"{tmp_path / 'author.py'}:old_film"
+    assert main(["degrade", str(photo), "--degradation", place, "--out", str(out)]) == 0
+    degradation = load_degradation(place).degradation
+    request = RestorationRequest(
+        "film", load_image(photo).pixels, simulate=True, degradation=degradation
+    )
+    measured = Restorer(tiny_prior, operator=operator).measure(request)
+    shown = load_image(out).pixels
+    torch.testing.assert_close(shown, measured.y.clamp(-1, 1), atol=1 / 127, rtol=0)
+    with pytest.raises(SystemExit):
+        main(["degrade", str(photo), "--degradation", place, "--task", "jpeg_q10", "--out", "x"])
+    assert "not allowed with" in capsys.readouterr().err
+
+
+def test_a_task_of_ones_own_is_evaluated(
+    tmp_path: Path, tiny_prior_folder: Path, operator: Path, capsys
+) -> None:
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    for name in ("a", "b"):
+        save_png(photos / f"{name}.png", torch.rand(3, 40, 40) * 2 - 1)
+    call = ["evaluate", "--data", str(photos), "--split", "all", "--out", str(out), "--steps", "1"]
+    call += ["--prior", str(tiny_prior_folder), "--operator", str(operator), "--tasks", "film"]
+    assert main(call) == 2
+    assert "describe your own with --degradation" in capsys.readouterr().err
+    assert main([*call, "--degradation", f"{tmp_path / 'author.py'}:old_film"]) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    rows = [row for row in metrics["rows"] if "nfe" in row]
+    assert [row["picture"] for row in rows] == ["a", "b"]
+    assert all(row["parameters"]["degradation"]["kind"] == "function" for row in rows)
+    # Its measurements are the function's: half the contrast, and grain.
+    measured, clean = (
+        load_image(next((out / "pictures").glob(pattern))).pixels
+        for pattern in ("film-measurement-*/a.png", "clean-*/a.png")
+    )
+    grain = (measured - (0.5 * clean + 0.2)).std().item()
+    assert grain == pytest.approx(0.1, rel=0.2)
+    protocol = ["--protocol", "ffhq", "--degradation", f"{tmp_path / 'author.py'}:old_film"]
+    assert main([*call, *protocol]) == 2

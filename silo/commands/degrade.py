@@ -8,10 +8,11 @@ given, is written beside it as NAME_mask.png, white where the picture is lost.
 import argparse
 from pathlib import Path
 
-from operators.catalog import TASKS, get_task
+from operators.catalog import TASKS, get_task, own_task
 from operators.pixel import measure
 from silo.images import load_image, save_png
 from silo.masks import load_mask
+from silo.own_degradation import load_degradation
 from silo.request import RestorationRequest
 from silo.restorer import measurement_generator
 
@@ -19,13 +20,18 @@ from silo.restorer import measurement_generator
 def main(argv: list[str]) -> int:
     """Degrade one picture; returns the exit code."""
     arguments = _parser().parse_args(argv)
-    task = get_task(arguments.task)
+    if arguments.degradation is None:
+        task = get_task(arguments.task)
+    else:
+        own = load_degradation(arguments.degradation)
+        task = own_task(own.name, own.degradation)
     image = load_image(arguments.input).pixels
     mask = None if arguments.mask is None else load_mask(arguments.mask)
     request = RestorationRequest(
         task.name,
         image,
         simulate=True,
+        degradation=None if task.name in TASKS else task.degradation,
         mask=mask,
         noise_sigma=arguments.noise_sigma,
         seed=arguments.seed,
@@ -52,7 +58,11 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m silo degrade", description=__doc__)
     parser.add_argument("input", type=Path, metavar="INPUT", help="a clean picture")
-    parser.add_argument("--task", required=True, help=", ".join(TASKS))
+    damage = parser.add_mutually_exclusive_group(required=True)
+    damage.add_argument("--task", help=", ".join(TASKS))
+    damage.add_argument(
+        "--degradation", metavar="FILE", help="your own: FILE.py:FUNCTION (it is run), or FILE.json"
+    )
     parser.add_argument("--out", type=Path, required=True, help="the PNG file to write")
     parser.add_argument("--noise-sigma", type=float, help="for pictures in [0, 1]")
     parser.add_argument("--mask", type=Path, help="picture of INPUT's size; white = lost")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from operators.catalog import get_task
+from operators.catalog import Task, get_task
 from operators.latent import architectures
 from silo.errors import BadRequest
 from silo.protocols import FACE_PROMPT, PAPER_STEPS, PROMPT, Protocol, Setting
@@ -94,19 +94,24 @@ def from_axes(
     guidance_scales: Sequence[float],
     clamp: float | None,
     keep_known: bool,
+    own: Task | None = None,
 ) -> list[Setting]:
     """Every combination; a note tells those apart that differ in prompt or guidance scale.
+
+    A task of one's own, `own`, takes the place of the catalog's.
 
     Raises:
         BadRequest: an unknown sampler, or nothing that any of the samplers can do.
         OperatorError: an unknown task.
     """
     settings = []
+    tasks = overrides.tasks if own is None else [own.name]
     combinations = product(
-        overrides.tasks, noise_sigmas or [None], overrides.samplers, prompts, guidance_scales
+        tasks, noise_sigmas or [None], overrides.samplers, prompts, guidance_scales
     )
     for task, noise_sigma, sampler, prompt, scale in combinations:
-        get_task(task)
+        if own is None:
+            get_task(task)
         if sampler not in SAMPLERS:
             raise BadRequest(f"there is no sampler {sampler!r}: use {', '.join(SAMPLERS)}.")
         notes = []
@@ -119,6 +124,7 @@ def from_axes(
                 task,
                 sampler,
                 prior=overrides.prior or "tiny",
+                degradation=None if own is None else own.degradation,
                 noise_sigma=noise_sigma,
                 prompt=prompt,
                 guidance_scale=scale,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from operators.catalog import TASKS
 from silo.evaluation.jobs import Store, clean_key
 from silo.evaluation.record import Row
 from silo.metrics import frechet_distance, kernel_distance
@@ -68,7 +69,7 @@ class Cell:
 def row_title(setting: Setting, among: Sequence[Setting]) -> str:
     """The setting's row: its task, and its noise level where the task has several."""
     title = setting.task
-    if setting.degradation is not None:
+    if setting.degradation is not None and setting.task in TASKS:
         changed = setting.degradation.parameters.items()
         title += f" on {', '.join(f'{name} {value:g}' for name, value in changed)}"
     levels = {each.measured.noise_sigma for each in among if each.task == setting.task}

@@ -361,6 +361,13 @@ def await_white(
         assert time.monotonic() < deadline, f"the canvas shows {seen}"
 
 
+def start_painting(page: Page) -> None:
+    """Choose an example with holes to mark; a stroke before it is drawn would be lost with it."""
+    choose_task(page, "inpainting free")
+    choose_example(page)
+    await_white(page, middle=False, below=False)
+
+
 def inverted_mask(page: Page) -> list[str]:
     """Press Invert; return the layers that the page sent."""
 
@@ -385,8 +392,7 @@ def hole(page: Page, layers: list[str]) -> Image.Image:
 
 
 def test_undo_eraser_and_invert_change_the_mask(page: Page) -> None:
-    choose_task(page, "inpainting free")
-    choose_example(page)
+    start_painting(page)
     drag(page)
     await_white(page, middle=True, below=False)
     page.get_by_role("button", name="Undo").click()
@@ -407,8 +413,7 @@ def test_undo_eraser_and_invert_change_the_mask(page: Page) -> None:
 
 
 def test_a_black_stroke_takes_back_what_invert_painted(page: Page) -> None:
-    choose_task(page, "inpainting free")
-    choose_example(page)
+    start_painting(page)
     drag(page)
     await_white(page, middle=True, below=False)
     inverted_mask(page)
@@ -421,8 +426,7 @@ def test_a_black_stroke_takes_back_what_invert_painted(page: Page) -> None:
 
 
 def test_what_is_painted_is_filled_in_as_from_a_mask_file(page: Page, tmp_path: Path) -> None:
-    choose_task(page, "inpainting free")
-    choose_example(page)
+    start_painting(page)
     drag(page)
     layers: list[str] = []
 

@@ -82,8 +82,10 @@ def own_operator(app: App) -> Iterator[str]:
     commit = "c0ffee" * 6 + "c0ff"
     folder = app.hub_cache / "models--lab--lens" / "snapshots" / commit
     operator.save_pretrained(folder)
-    yield f"lab/lens@{commit}"
-    shutil.rmtree(folder.parent.parent)
+    try:
+        yield f"lab/lens@{commit}"
+    finally:
+        shutil.rmtree(folder.parent.parent)
 
 
 def _answers(url: str) -> bool:

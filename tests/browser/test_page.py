@@ -247,22 +247,18 @@ def test_settings_of_somebody_else_show_no_picture_of_theirs(page: Page, tmp_pat
 def test_an_operator_brings_the_damage_of_its_author(page: Page, app: App, tmp_path: Path) -> None:
     with own_operator(app):
         page.reload()
-        restore_with_own_operator(page, tmp_path)
-
-
-def restore_with_own_operator(page: Page, tmp_path: Path) -> None:
-    choose_example(page)
-    choose_task(page, "Of an operator: old lens")
-    status = page.locator("#status")
-    expect(status).to_contain_text("choose or add its operator", timeout=PATIENCE)
-    open_advanced(page)
-    page.locator("#operator input").click()
-    page.get_by_role("option", name="lab/lens").click()
-    noise = page.locator("#noise input[type=number]")
-    expect(noise).to_have_value("0.04", timeout=PATIENCE)
-    expect(status).not_to_contain_text("choose or add its operator", timeout=PATIENCE)
-    restore(page, steps=2)
-    expect(status).to_have_text(FINISHED, timeout=PATIENCE)
+        choose_example(page)
+        choose_task(page, "Of an operator: old lens")
+        status = page.locator("#status")
+        expect(status).to_contain_text("choose or add its operator", timeout=PATIENCE)
+        open_advanced(page)
+        page.locator("#operator input").click()
+        page.get_by_role("option", name="lab/lens").click()
+        noise = page.locator("#noise input[type=number]")
+        expect(noise).to_have_value("0.04", timeout=PATIENCE)
+        expect(status).not_to_contain_text("choose or add its operator", timeout=PATIENCE)
+        restore(page, steps=2)
+        expect(status).to_have_text(FINISHED, timeout=PATIENCE)
     parameters = read_parameters(downloaded(page, tmp_path))
     assert parameters is not None
     assert (parameters["task"], parameters["noise_sigma"]) == ("old_lens", 0.04)

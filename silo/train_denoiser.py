@@ -20,7 +20,7 @@ from silo.data import Photo, to_tensor
 from silo.training_loop import TrainingLoop
 from silo.widening import widen_from
 
-AVERAGE_DECAY = 0.999
+AVERAGE_DECAY = 0.998
 ADAM_BETAS = (0.9, 0.99)
 WEIGHT_DECAY = 0.01
 NULL_CAPTION_RATE = 0.1

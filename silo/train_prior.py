@@ -23,6 +23,7 @@ from silo import checkpoints, prior_files
 from silo.allocation import keep_freed_memory
 from silo.data import Photo, iterate_photos
 from silo.devices import pick_device
+from silo.errors import BadRequest
 from silo.lpips import LPIPS, find_weights
 from silo.train_autoencoder import AutoencoderTraining, build_autoencoder, train_autoencoder
 from silo.train_denoiser import (
@@ -38,13 +39,7 @@ from silo.widening import widen_from
 
 RESOLUTION = 256
 HELD_OUT_MEASURED = 40
-ABOVE_ZERO = (
-    "latent_channels",
-    "autoencoder_steps",
-    "denoiser_steps",
-    "decoder_steps",
-    "checkpointing_steps",
-)
+STEPS = ("autoencoder_steps", "denoiser_steps", "decoder_steps")
 DECODER_STEPS, DECODER_LEARNING_RATE = 800, 5e-4
 
 
@@ -54,6 +49,11 @@ class StartingPrior(NamedTuple):
     autoencoder: AutoencoderTiny
     denoiser: TextToLatent
     tokenizer: CLIPTokenizer
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of its latents."""
+        return self.autoencoder.config["latent_channels"]
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,8 @@ class PriorTraining:
 def main(argv: list[str] | None = None) -> int:
     """Say what it will take, then train; returns the exit code."""
     arguments = _parser().parse_args(argv)
-    check_above_zero(arguments, ABOVE_ZERO)
+    check_above_zero(arguments, ("latent_channels", "checkpointing_steps"))
+    check_above_zero(arguments, [name for name in STEPS if not _is_kept(arguments, name)])
     device = pick_device(arguments.device)
     dtype = pick_training_dtype(device, arguments.mixed_precision)
     keep_freed_memory()
@@ -202,13 +203,19 @@ def main(argv: list[str] | None = None) -> int:
     held_out = list(iterate_photos(arguments.train_data_dir, "held_out", RESOLUTION))
     print(f"{len(photos)} pictures to train on, {len(held_out)} held out", flush=True)
     weights = find_weights("alex", arguments.metric_weights)
-    joint = AutoencoderTraining(
-        latent_channels=arguments.latent_channels,
-        steps=arguments.autoencoder_steps,
-        seed=arguments.seed,
-    )
     denoising = DenoiserTraining(steps=arguments.denoiser_steps, seed=arguments.seed)
-    start = arguments.pretrained_model_name_or_path
+    name, channels = arguments.pretrained_model_name_or_path, arguments.latent_channels
+    start = None if name is None else load_start(name, denoising)
+    if channels is None:
+        channels = AutoencoderTraining.latent_channels if start is None else start.latent_channels
+    if start is not None and channels > start.latent_channels and not arguments.autoencoder_steps:
+        raise BadRequest(
+            f"{channels} latent channels, for the {start.latent_channels} of {name}, need an "
+            "autoencoder that is trained: give --autoencoder_steps above 0."
+        )
+    joint = AutoencoderTraining(
+        latent_channels=channels, steps=arguments.autoencoder_steps, seed=arguments.seed
+    )
     training = PriorTraining(
         photos=photos,
         held_out=held_out[:HELD_OUT_MEASURED],
@@ -222,7 +229,7 @@ def main(argv: list[str] | None = None) -> int:
             decoder_alone=True,
         ),
         lpips=LPIPS("alex", weights).to(device) if weights else None,
-        start=None if start is None else load_start(start, denoising),
+        start=start,
         output=output,
         device=device,
         dtype=dtype,
@@ -234,6 +241,11 @@ def main(argv: list[str] | None = None) -> int:
     (output / "training.json").write_text(json.dumps(record, indent=1))
     print(f"The prior lies in {output / 'pipeline'}; its record in {output / 'training.json'}.")
     return 0
+
+
+def _is_kept(arguments: argparse.Namespace, steps: str) -> bool:
+    """Whether a part is not trained, but stays as it is in the prior to begin with."""
+    return arguments.pretrained_model_name_or_path is not None and getattr(arguments, steps) == 0
 
 
 def load_start(name: str, settings: DenoiserTraining) -> StartingPrior:
@@ -286,10 +298,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--pretrained_model_name_or_path",
         metavar="PRIOR",
-        help="a prior trained by this command to begin with, of no more latent channels; without: "
-        "random weights",
+        help="a prior trained by this command to begin with, of no more latent channels; 0 steps "
+        "keep a part as it is there; without: random weights",
     )
-    parser.add_argument("--latent_channels", type=int, default=AutoencoderTraining.latent_channels)
+    parser.add_argument(
+        "--latent_channels",
+        type=int,
+        help=f"those of PRIOR by default, else {AutoencoderTraining.latent_channels}",
+    )
     parser.add_argument("--autoencoder_steps", type=int, default=AutoencoderTraining.steps)
     parser.add_argument("--decoder_steps", type=int, default=DECODER_STEPS)
     parser.add_argument("--denoiser_steps", type=int, default=DenoiserTraining.steps)

@@ -245,6 +245,24 @@ def test_a_prior_can_begin_with_another_one() -> None:
     torch.testing.assert_close(output, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_a_prior_keeps_what_is_trained_for_no_steps_from_the_one_it_begins_with(
+    folder: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "prior"
+    arguments = ["--train_data_dir", str(folder), "--output_dir", str(output)]
+    arguments += ["--pretrained_model_name_or_path", "tiny", "--denoiser_steps", "1"]
+    arguments += ["--autoencoder_steps", "0", "--decoder_steps", "0"]
+    assert train_prior(arguments) == 0
+    old, new = (load_start(name, DenoiserTraining()) for name in ("tiny", str(output / "pipeline")))
+    kept = old.autoencoder.state_dict()
+    for name, weight in new.autoencoder.state_dict().items():
+        assert torch.equal(weight, kept[name]), name
+    before, after = old.denoiser.state_dict(), new.denoiser.state_dict()
+    assert not all(torch.equal(before[name], after[name]) for name in before)
+    with pytest.raises(BadRequest, match="--autoencoder_steps above 0"):
+        train_prior([*arguments, "--latent_channels", "12"])
+
+
 def test_a_prior_cannot_begin_with_one_of_more_channels(folder: Path, tmp_path: Path) -> None:
     arguments = ["--train_data_dir", str(folder), "--output_dir", str(tmp_path / "prior")]
     arguments += ["--pretrained_model_name_or_path", "tiny", "--latent_channels", "4"]
@@ -252,11 +270,16 @@ def test_a_prior_cannot_begin_with_one_of_more_channels(folder: Path, tmp_path: 
         train_prior(arguments)
 
 
-@pytest.mark.parametrize("option", ["--denoiser_steps", "--checkpointing_steps"])
-def test_a_prior_is_not_trained_for_no_steps(folder: Path, tmp_path: Path, option: str) -> None:
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--denoiser_steps", "-1"), ("--denoiser_steps", "0"), ("--checkpointing_steps", "-1")],
+)
+def test_a_prior_is_not_trained_for_no_steps(
+    folder: Path, tmp_path: Path, option: str, value: str
+) -> None:
     arguments = ["--train_data_dir", str(folder), "--output_dir", str(tmp_path / "prior")]
-    with pytest.raises(BadRequest, match=f"{option} must be above 0, not -1"):
-        train_prior([*arguments, option, "-1"])
+    with pytest.raises(BadRequest, match=f"{option} must be above 0, not {value}"):
+        train_prior([*arguments, option, value])
     assert not (tmp_path / "prior").exists()
 
 

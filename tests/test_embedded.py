@@ -43,7 +43,7 @@ def test_the_weights_are_small_half_precision_and_safe() -> None:
             assert {file.get_slice(key).get_dtype() for key in file.keys()} == {"F16"}, path
     for folder in (EMBEDDED, SHELF):
         suffixes = {path.suffix for path in folder.rglob("*") if path.is_file()}
-        assert suffixes <= {".json", ".safetensors", ".md"}
+        assert suffixes <= {".json", ".safetensors", ".md", ".jpg"}
 
 
 def test_every_task_has_an_operator_with_a_card(prior: LatentPrior) -> None:

@@ -2,9 +2,7 @@
 
 Loss: L1 + LPIPS-Alex (where its weights are given) + a penalty that holds every latent channel at
 mean 0 and variance 1, so that the latents need no scaling. The decoder sees
-latents with a little noise on them: what a diffusion model hands it is never exact. Some batches
-are scaled down between encoder and decoder, and have to come out as the pictures scaled down:
-latents that change with the scale as pictures do are easier to denoise (EQ-VAE, arXiv 2502.09509).
+latents with a little noise on them: what a diffusion model hands it is never exact.
 """
 
 import math
@@ -32,16 +30,15 @@ ADAM_BETAS = (0.9, 0.99)
 class AutoencoderTraining:
     """What decides an autoencoder, but for the pictures."""
 
-    latent_channels: int = 12
+    latent_channels: int = 8
     width: int = 64
     encoder_blocks: tuple[int, ...] = (0, 1, 2, 3)
     decoder_blocks: tuple[int, ...] = (3, 2, 1, 0)
-    steps: int = 2400
+    steps: int = 1700
     batch: int = 16
     crop: int = 128
     learning_rate: float = 1e-3
-    lpips_weight: float = 1.0
-    scaled_rate: float = 0.5
+    lpips_weight: float = 0.3
     seed: int = 0
     decoder_alone: bool = False
 
@@ -107,7 +104,7 @@ def train_autoencoder(
     for generator in loop:
         images = _crops(photos, settings, generator).to(device)
         images = images.contiguous(memory_format=torch.channels_last)
-        loop.update(_losses(model, images, lpips, settings, generator, dtype))
+        loop.update(_losses(model, images, lpips, settings.lpips_weight, generator, dtype))
     record = {
         "settings": asdict(settings),
         "pictures": len(photos),
@@ -147,31 +144,18 @@ def _losses(
     model: AutoencoderTiny,
     images: Tensor,
     lpips: LPIPS | None,
-    settings: AutoencoderTraining,
+    lpips_weight: float,
     generator: torch.Generator,
     dtype: torch.dtype,
 ) -> dict[str, Tensor]:
     with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
         latents = model.encoder(images)
-        seen = latents
-        if float(torch.rand((), generator=generator)) < settings.scaled_rate:
-            seen, images = _scaled(latents, images, generator)
-        noise = torch.randn(seen.shape, generator=generator).to(seen)
-        restored = model.decoder(seen + LATENT_NOISE * noise).float()
+        noise = torch.randn(latents.shape, generator=generator).to(latents)
+        noisy = latents + LATENT_NOISE * noise
+        restored = model.decoder(noisy).float()
     flat = latents.float().transpose(0, 1).flatten(1)
     moments = flat.mean(1).square().mean() + (flat.std(1) - 1).square().mean()
     losses = {"l1": F.l1_loss(restored, images), "moments": MOMENT_WEIGHT * moments}
     if lpips is not None:
-        losses["lpips"] = settings.lpips_weight * lpips(restored, images).mean()
+        losses["lpips"] = lpips_weight * lpips(restored, images).mean()
     return losses
-
-
-def _scaled(latents: Tensor, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Both, square, at one random scale from a half up that leaves whole latent pixels."""
-    side = latents.shape[-1]
-    scaled = int(torch.randint((side + 1) // 2, side, (), generator=generator))
-    return _resized(latents, scaled), _resized(images, scaled * images.shape[-1] // side)
-
-
-def _resized(pixels: Tensor, side: int) -> Tensor:
-    return F.interpolate(pixels.float(), (side, side), mode="bicubic", antialias=True)

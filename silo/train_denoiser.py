@@ -35,7 +35,7 @@ class DenoiserTraining:
     text_width: int = 128
     text_layers: int = 2
     latent_size: int = 32
-    steps: int = 2400
+    steps: int = 3300
     batch: int = 16
     learning_rate: float = 1e-3
     seed: int = 0

@@ -40,7 +40,7 @@ from silo.widening import widen_from
 RESOLUTION = 256
 HELD_OUT_MEASURED = 40
 STEPS = ("autoencoder_steps", "denoiser_steps", "decoder_steps")
-DECODER_STEPS, DECODER_LEARNING_RATE = 800, 5e-4
+DECODER_STEPS, DECODER_LEARNING_RATE, DECODER_LPIPS_WEIGHT = 900, 5e-4, 1.0
 
 
 class StartingPrior(NamedTuple):
@@ -225,7 +225,7 @@ def main(argv: list[str] | None = None) -> int:
             joint,
             steps=arguments.decoder_steps,
             learning_rate=DECODER_LEARNING_RATE,
-            scaled_rate=0.0,  # the latents are fixed
+            lpips_weight=DECODER_LPIPS_WEIGHT,
             decoder_alone=True,
         ),
         lpips=LPIPS("alex", weights).to(device) if weights else None,

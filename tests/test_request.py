@@ -77,8 +77,11 @@ def test_a_number_out_of_range_is_named(name: str, values: list[Any]):
 
 
 def test_the_ends_of_the_ranges_are_in():
-    make(steps=1, eta=0, noise_sigma=0, samples=1, seed=0, guidance_scale=1)
-    make(steps=1000, noise_sigma=1, samples=16, seed=2**32 - 1, guidance_scale=50)
+    lowest = {"steps": 1, "eta": 0, "noise_sigma": 0, "samples": 1, "seed": 0, "guidance_scale": 1}
+    highest = {"steps": 1000, "noise_sigma": 1, "samples": 16, "seed": 2**32 - 1}
+    for values in (lowest, {**highest, "guidance_scale": 50}):
+        request = make(**values)
+        assert {name: getattr(request, name) for name in values} == values
 
 
 @pytest.mark.parametrize(
@@ -99,7 +102,8 @@ def test_an_image_that_is_none_is_refused(image: torch.Tensor, message: str):
 
 
 def test_a_noisy_measurement_may_leave_the_range_of_pictures():
-    make(image=torch.full((1, 3, 8, 8), 1.3))
+    image = torch.full((1, 3, 8, 8), 1.3)
+    assert torch.equal(make(image=image).image, image)
 
 
 def test_a_negative_prompt_needs_guidance():

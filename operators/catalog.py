@@ -148,6 +148,13 @@ def fits(prior: str, latent_channels: int | None, made_for: str | None, architec
     return made_for in ({known_as, SD_PRIOR} if shared else {known_as})
 
 
+def _rank(entry: ShelfEntry, prior: str) -> tuple[bool, bool, bool]:
+    """The lower, the rather `entry` is taken for a prior of that name."""
+    came_with_repository = not read_records(entry.folder)
+    needs_features = architectures()[entry.architecture].needs_features
+    return entry.prior != prior, came_with_repository, needs_features
+
+
 def find_operator(
     task: str,
     prior: str,
@@ -159,8 +166,9 @@ def find_operator(
 
     A prior in a folder is known by the folder's name alone, as `published_prior_name` says.
 
-    Of several, one for this very prior goes before a shared one, and one that the user downloaded
-    before one that came with the repository.
+    Of several, one for this very prior goes before a shared one, one that the user downloaded
+    before one that came with the repository, and one that reads the latent alone, which every
+    sampler can use, before one that reads features.
 
     Raises:
         OperatorNotFound: there is none; the message says how to get one.
@@ -172,10 +180,7 @@ def find_operator(
         if entry.task == task and fits(prior, latent_channels, entry.prior, entry.architecture):
             fitting.append(entry)
     if fitting:
-        best = min(
-            fitting, key=lambda each: (each.prior != known_as, not read_records(each.folder))
-        )
-        return best.folder
+        return min(fitting, key=lambda each: _rank(each, known_as)).folder
     kind = "" if architecture is None else f" {architecture}"
     raise OperatorNotFound(
         f"No trained{kind} operator for {task} on the prior '{prior}' is on the shelf; "

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -95,5 +96,9 @@ def test_an_operator_that_reads_features_serves_its_own_prior_alone(tmp_path: Pa
     operator.metadata = {"task": "denoising", "prior": SD_PRIOR}
     operator.save_pretrained(tmp_path / "readout")
     assert find_operator("denoising", SD_PRIOR, 4, tmp_path) == tmp_path / "readout"
+    _put(tmp_path, "z", task="denoising", prior=SD_PRIOR)  # every sampler can use this one
+    assert find_operator("denoising", SD_PRIOR, 4, tmp_path) == tmp_path / "z"
+    assert find_operator("denoising", SD_PRIOR, 4, tmp_path, "readout") == tmp_path / "readout"
+    shutil.rmtree(tmp_path / "z")
     with pytest.raises(OperatorNotFound):
         find_operator("denoising", "rv51", 4, tmp_path)

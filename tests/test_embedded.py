@@ -56,7 +56,8 @@ def test_every_task_has_an_operator_with_a_card(prior: LatentPrior) -> None:
         else:
             assert errors["l1"] < errors["l1_identity"], task
         assert task in (folder / "README.md").read_text()
-    assert len(shelf()) == len({(entry.task, entry.prior) for entry in shelf()})
+    kinds = {(entry.task, entry.prior, entry.architecture) for entry in shelf()}
+    assert len(shelf()) == len(kinds)
 
 
 def test_the_cards_tell_the_hub_what_was_measured_and_the_licence() -> None:

@@ -89,7 +89,7 @@ def card_data(operator: LatentOperator) -> ModelCardData:
     restored = metadata["results"]
     for name, title in RESTORATION_MEASURES.items():
         if name in restored:
-            of = f"{restored['pictures']} pictures restored in {restored['steps']} steps"
+            of = f"{restored['pictures']} pictures restored {_by(restored)}"
             beside = f"(the measurement: {restored[f'{name}_measurement']})"
             results.append((name, f"{title} of {of} {beside}", restored[name]))
     return ModelCardData(
@@ -244,11 +244,16 @@ def _command(metadata: dict[str, Any]) -> str:
     return " \\\n        ".join(options)
 
 
-def _restoration(results: dict[str, float | int]) -> str:
+def _by(results: dict[str, float | int | str]) -> str:
+    """Which sampler restored, and in how many steps."""
+    return f"by {results['sampler']} in {results['steps']} steps"
+
+
+def _restoration(results: dict[str, float | int | str]) -> str:
     """The row of the table that says how well pictures are restored; none if none were."""
     if not results:
         return ""
-    title = f"{results['pictures']} held-out pictures in {results['steps']} steps"
+    title = f"{results['pictures']} held-out pictures, restored {_by(results)}"
     cells = [
         f"{name} {results[key]} (measurement: {results[key + '_measurement']})"
         for key, name in RESTORATION_MEASURES.items()

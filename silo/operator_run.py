@@ -180,7 +180,7 @@ class OperatorRun:
         prompt: PromptEmbedding,
         log: TrainingLog,
         tracker: Tracker,
-    ) -> tuple[dict[str, float], dict[str, float | int]]:
+    ) -> tuple[dict[str, float], dict[str, float | int | str]]:
         """Measure the averaged weights; returns errors on latents and of restorations."""
         prior, operator = self.prior, loop.average.eval()
 
@@ -190,7 +190,7 @@ class OperatorRun:
             return predict(operator, prior, prompt, pairs, extra, slice(None))
 
         errors = latent_errors(held_out_prediction, self._held_out)
-        results: dict[str, float | int] = {}
+        results: dict[str, float | int | str] = {}
         if self.arguments.num_validation_images:
             folder = self._working / "operator"
             self._described(loop, errors, {}).save_pretrained(folder)
@@ -198,9 +198,9 @@ class OperatorRun:
             grid = self.arguments.output_dir / f"{self.task.name}.step_{loop.step:06d}.png"
             results = Restorations(prior, self.task, files).run(folder, grid)
             tracker.show("validation/pictures", loop.step, grid)
-        log.write(loop.step, {**errors, **results})
-        constant = ("pictures", "steps")  # no curve
-        curves = {name: value for name, value in results.items() if name not in constant}
+        # Of the rest, the same is true at every step.
+        curves = {name: value for name, value in results.items() if isinstance(value, float)}
+        log.write(loop.step, {**errors, **curves})
         tracker.log("validation", loop.step, {**errors, **curves})
         return {name: round(value, 4) for name, value in errors.items()}, results
 
@@ -216,7 +216,7 @@ class OperatorRun:
         self,
         loop: TrainingLoop[LatentOperator],
         errors: dict[str, float],
-        results: dict[str, float | int],
+        results: dict[str, float | int | str],
     ) -> LatentOperator:
         """The averaged weights, with what they were trained for and how well as metadata."""
         operator, eta = loop.average, self.arguments.eta

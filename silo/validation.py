@@ -17,11 +17,12 @@ from silo.images import save_png
 from silo.latent_cache import LatentCache, LatentPairs
 from silo.metrics import scores
 from silo.prior import LatentPrior
-from silo.request import RestorationRequest
+from silo.request import PRESETS, RestorationRequest
 from silo.restorer import Restorer, Result
 
-# Enough to rank operators by, though not to restore well; the loss alone does not rank them.
-RESTORATION_STEPS = 25
+# Of Algorithm 1, for operators that `quick` cannot use. Enough to rank them by, though not to
+# restore at their best; the loss alone does not rank operators.
+READOUT_STEPS = 50
 CHUNK = 8
 
 
@@ -62,29 +63,36 @@ class Restorations:
     task: Task
     files: list[PhotoFile]
 
-    def run(self, operator: Path, grid: Path) -> dict[str, float | int]:
+    def run(self, operator: Path, grid: Path) -> dict[str, float | int | str]:
         """Restore them with the operator in a folder, and write a picture of clean ones,
         measurements and restorations side by side.
 
         Returns:
             Means over the pictures: PSNR and, where its weights are at hand (`silo.lpips`), LPIPS
-            of the restorations and of the measurements.
+            of the restorations and of the measurements; by which sampler, in how many steps.
         """  # noqa: D205
         restorer = Restorer(self.prior, operator=operator)
+        preset, steps = "quick", PRESETS["quick"].steps
+        if restorer.reads_features(self.task.name):
+            preset, steps = "balanced", READOUT_STEPS
         size = self.prior.native_size
         results = [
             restore_simulated(
                 restorer,
                 self.task,
                 center_crop(file.load(size), size)[None],
-                preset="balanced",
-                steps=RESTORATION_STEPS,
+                preset=preset,
+                steps=steps,
             )
             for file in self.files
         ]
         save_png(grid, torch.cat([side_by_side(result) for result in results], dim=-2))
         pairs = [scores(result) for result in results]
-        means: dict[str, float | int] = {"pictures": len(results), "steps": RESTORATION_STEPS}
+        means: dict[str, float | int | str] = {
+            "pictures": len(results),
+            "sampler": PRESETS[preset].sampler,
+            "steps": steps,
+        }
         for name in ("psnr", "lpips"):
             for title, which in (("", 0), ("_measurement", 1)):
                 values = [getattr(pair[which], name) for pair in pairs]

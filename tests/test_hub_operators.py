@@ -228,7 +228,7 @@ def test_the_card_tells_the_hub_what_it_reads(trained: Path) -> None:
     assert measured == {"l1": operator.metadata["errors"]["l1"], "rmse": 0.25}
     assert "0.4" in result["metrics"][0]["name"]  # what the identity reaches
     assert "datasets" not in front
-    operator.metadata["results"] = {"pictures": 4, "steps": 25}
+    operator.metadata["results"] = {"pictures": 4, "sampler": "silo-fast", "steps": 16}
     operator.metadata["results"] |= {"psnr": 22.5, "psnr_measurement": 20.25}
     operator.metadata["results"] |= {"lpips": 0.2, "lpips_measurement": 0.4}
     front = yaml.safe_load(render_operator_card(operator).split("---\n")[1])
@@ -237,7 +237,7 @@ def test_the_card_tells_the_hub_what_it_reads(trained: Path) -> None:
     assert list(restored) == front["metrics"] == ["l1", "rmse", "psnr", "lpips"]
     assert (restored["psnr"]["value"], restored["lpips"]["value"]) == (22.5, 0.2)
     assert "(the measurement: 0.4)" in restored["lpips"]["name"]
-    assert "4 pictures restored in 25 steps" in restored["psnr"]["name"]
+    assert "4 pictures restored by silo-fast in 16 steps" in restored["psnr"]["name"]
     operator.metadata["prior"] = "tiny"
     operator.metadata["training"] |= {"dataset_name": "lab/photos", "dataset_revision": "a" * 40}
     card = render_operator_card(operator)

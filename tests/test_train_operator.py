@@ -84,6 +84,7 @@ def test_a_few_pictures_are_restored_and_shown(options: list[str], tmp_path: Pat
     folder = tmp_path / "out" / "super_resolution_x4"
     results = LatentOperator.from_pretrained(folder).metadata["results"]
     assert results["pictures"] == 1 and results["psnr"] > 5
+    assert (results["sampler"], results["steps"]) == ("silo-fast", 16)
     grid = load_image(tmp_path / "out" / "super_resolution_x4.step_000001.png").pixels
     assert grid.shape == (1, 3, 128, 3 * 128)
     card = (folder / "README.md").read_text()

@@ -41,7 +41,7 @@ class Setting:
         prompt: for every picture; None for each picture's caption.
         guidance_scale: of the prompt; 1 for none.
         steps: denoising steps; None for the sampler's published number.
-        eta: consistency scale at `PAPER_STEPS` steps; None for the operator's own.
+        eta: consistency scale, as of `RestorationRequest`; None for the operator's own.
         hyperparameters: (name, value) of samplers that have no eta, in place of the published.
         clamp: bound on each element of the guidance gradient.
         keep_known: with a mask, keep the known pixels.

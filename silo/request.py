@@ -57,8 +57,9 @@ class RestorationRequest:
         sampler: a key of `silo.samplers.SAMPLERS`, in place of the preset's; one that is not the
             preset's takes the number of steps that it was published with.
         steps: denoising steps, 1 to 1000, in place of those.
-        eta: consistency scale, 0 or more, in place of the task's; for samplers that are guided by
-            a latent operator.
+        eta: consistency scale, 0 or more, in place of the operator's or the task's; for samplers
+            that are guided by a latent operator. It is for 1,000 steps: fewer are guided by as
+            much more strongly each.
         noise_sigma: std of the measurement's noise in [0, 1] units, in place of the task's.
         keep_known: with a mask, keep what is known as it is and fade into the restoration at the
             hole's edge; without, as in the paper, everything comes out of the decoder.

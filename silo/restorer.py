@@ -298,7 +298,7 @@ class Restorer:
     ) -> Generator[Progress, None, Tensor]:
         """Samples `size` latents z_0 (size, C, h, w), of which the first is number `first`."""
         sampler = SAMPLERS[request.effective_sampler]
-        guidance = {"eta": self._eta(request), "clamp": request.clamp}
+        guidance = {"eta": self._applied_eta(request), "clamp": request.clamp}
         steps = sampler.sample(
             problem,
             spaced(self.prior.alphas_cumprod, request.effective_steps),
@@ -316,10 +316,9 @@ class Restorer:
         return last.latent
 
     def _eta(self, request: RestorationRequest) -> float | None:
-        """The consistency scale: asked for, or that of the operator or the task for 1,000 steps.
+        """The consistency scale: asked for, or the sampler's, the operator's or the task's.
 
-        None for a sampler without a latent operator. It grows with 1 / steps, so that the guidance
-        adds up to the same whatever their number; but a sampler may have a scale of its own.
+        None for a sampler without a latent operator.
         """
         sampler = SAMPLERS[request.effective_sampler]
         if request.eta is not None or not sampler.needs_operator:
@@ -329,6 +328,16 @@ class Restorer:
         eta = self._operator(request.task).metadata.get("eta")
         if eta is None:
             eta = self.task(request.task).eta
+        return eta
+
+    def _applied_eta(self, request: RestorationRequest) -> float | None:
+        """What a step is scaled by, so that guidance adds up to the same in any number of them.
+
+        A sampler that has a scale of its own has it for any number.
+        """
+        eta = self._eta(request)
+        if eta is None or SAMPLERS[request.effective_sampler].eta is not None:
+            return eta
         return eta * PAPER_STEPS / request.effective_steps
 
     def _operator_record(self, request: RestorationRequest) -> dict[str, str | None] | None:

@@ -89,11 +89,11 @@ def test_another_prior_takes_its_own_operators_and_etas_once() -> None:
     assert {s.steps for s in settings if s.sampler != "resample"} == {50}
 
 
-def test_fewer_steps_guide_more_strongly_by_as_much() -> None:
+def test_fewer_steps_keep_the_consistency_scale_which_is_for_1000() -> None:
     (quick,) = from_protocol(
         PROTOCOLS["ablation-operator"], Overrides(steps_scale=0.05, operators=["mine"])
     )
-    assert (quick.eta, quick.operator) == (0.5 * 1000 / 50, "mine")
+    assert (quick.eta, quick.operator, quick.steps) == (0.5, "mine", 50)
     assert (scaled_steps("resample", 1.0), scaled_steps("silo-fast", 0.05)) == (500, 16)
 
 

@@ -1,4 +1,7 @@
+from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +17,8 @@ from silo.metrics import MAX_PSNR, cpsnr, psnr, scores
 from silo.prior import LatentPrior
 from silo.request import RestorationRequest
 from silo.restorer import Progress, Restorer, Result
+from silo.samplers import SAMPLERS, Problem, Step
+from silo.schedule import Schedule
 
 STEPS = 3
 
@@ -175,19 +180,41 @@ def test_the_parameters_repeat_the_restoration(
 
 
 def test_eta_is_the_operators_or_the_papers_and_adds_up_to_the_same_in_fewer_steps(
-    tiny_prior: LatentPrior, operators: dict[str, Path], tmp_path: Path
+    tiny_prior: LatentPrior,
+    operators: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     knowing = CompactCNN.from_pretrained(operators["super_resolution_x4"])
     knowing.metadata["eta"] = 0.8
     knowing.save_pretrained(tmp_path)
 
-    def eta(operator: Path, steps: int, asked: float | None = None) -> float:
-        request = RestorationRequest("super_resolution_x4", _picture(), steps=steps, eta=asked)
-        return Restorer(tiny_prior, operator=operator).parameters(request)["eta"]
+    applied: list[float] = []
+
+    def sample(
+        problem: Problem, schedule: Schedule, *, eta: float, **others: Any
+    ) -> Generator[Step, None, None]:
+        applied.append(eta)
+        return SAMPLERS["silo"].sample(problem, schedule, eta=eta, **others)
+
+    watched = {name: replace(sampler, sample=sample) for name, sampler in SAMPLERS.items()}
+    monkeypatch.setattr("silo.restorer.SAMPLERS", watched)
+
+    def eta(operator: Path, steps: int, **changes: Any) -> tuple[float, float]:
+        """The recorded scale and that of a step."""
+        request = RestorationRequest(
+            "super_resolution_x4", _picture(64, 64), steps=steps, **changes
+        )
+        restorer = Restorer(tiny_prior, operator=operator)
+        next(restorer.restore(request))
+        return restorer.parameters(request)["eta"], applied[-1]
 
     paper = operators["super_resolution_x4"]
-    assert (eta(paper, 1000), eta(paper, 100), eta(paper, 100, 3.0)) == (0.5, 5.0, 3.0)
-    assert (eta(tmp_path, 1000), eta(tmp_path, 50)) == (0.8, 16.0)
+    assert eta(paper, 1000) == (0.5, 0.5)
+    assert eta(paper, 100) == (0.5, 5.0)
+    assert eta(paper, 100, eta=3.0) == (3.0, 30.0)
+    assert eta(tmp_path, 50) == (0.8, 16.0)
+    assert eta(tmp_path, 50, sampler="silo-fast") == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("sampler", ["ldps", "gml-dps", "psld", "resample"])

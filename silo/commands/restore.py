@@ -258,9 +258,18 @@ def _parser() -> argparse.ArgumentParser:
         choices=tuple(PRESETS),
         help=", ".join(f"{name}: {p.sampler}, {p.steps} steps" for name, p in PRESETS.items()),
     )
-    parser.add_argument("--sampler", choices=tuple(SAMPLERS), help="in place of the preset's")
+    parser.add_argument(
+        "--sampler",
+        choices=tuple(SAMPLERS),
+        help="in place of the preset's; in its published steps",
+    )
     parser.add_argument("--steps", type=int, help="in place of the preset's")
-    parser.add_argument("--eta", type=float, help="consistency scale: higher keeps closer to INPUT")
+    parser.add_argument(
+        "--eta",
+        type=float,
+        help="consistency scale, for 1,000 steps, in place of the operator's: higher keeps closer "
+        "to INPUT",
+    )
     parser.add_argument("--clamp", type=float, help="bound on the guidance gradient's elements")
     parser.add_argument(
         "--set",

@@ -152,8 +152,8 @@ def _finish(settings: Iterable[Setting], overrides: Overrides) -> list[Setting]:
         if steps is None:
             steps = scaled_steps(setting.sampler, overrides.steps_scale)
         eta = None  # a sampler with a scale of its own keeps it
-        if setting.eta is not None and sampler.eta is None:
-            eta = setting.eta * PAPER_STEPS / steps
+        if sampler.eta is None:
+            eta = setting.eta
         if overrides.eta is not None and sampler.needs_operator:
             eta = overrides.eta
         operators = overrides.operators if sampler.needs_operator else ()

@@ -60,6 +60,16 @@ def fit(mask: Tensor, plan: Fit) -> Tensor:
 
     Returns:
         (1, 1, *plan.padded).
+
+    Raises:
+        BadMask: nothing known is left, since every pixel of the result covers some hole.
     """
     hole = F.adaptive_max_pool2d(1 - mask, plan.scaled)  # its windows overlap: none is missed
+    if hole.all():
+        (height, width), known = plan.scaled, mask.mean().item()
+        raise BadMask(
+            f"{known:.0%} of the picture is known, but nothing of it where it is scaled to "
+            f"{width} x {height} pixels, as large as this prior works: cut out a part, and scale "
+            "that down with its mask."
+        )
     return plan.pad(1 - hole)

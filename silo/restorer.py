@@ -42,6 +42,7 @@ MEASUREMENT_LATENT_BOUND = 4.0
 # Pictures of up to twice the prior's side are worked on at their own size, larger ones scaled down:
 # beyond that a Stable Diffusion prior repeats its subjects, and memory grows with the area.
 LARGEST_SIDE_RATIO = 2
+LEAST_KNOWN_LEFT = 0.5  # of what is known, after scaling; a result with less says so
 PAPER_STEPS = 1000  # what the paper's consistency scales are for
 FADE_RADIUS = 2  # px; half the width of the seam around a hole
 _MEASUREMENT_STREAM = 1 << 40  # far above any sample's seed
@@ -174,6 +175,12 @@ class Restorer:
         if measured.fit.scaled != measured.fit.original:
             height, width = measured.fit.scaled
             notices.append(f"The picture was worked on at {width}x{height} pixels.")
+            if request.mask is not None and measured.mask is not None:
+                before, left = float(request.mask.mean()), float(measured.mask.mean())
+                if left < LEAST_KNOWN_LEFT * before:
+                    notices.append(
+                        f"Of it {left:.1%} is wholly known, of the original {before:.0%}."
+                    )
         seconds = time.perf_counter() - started
         nfe, encodes, decodes = (
             now - then for now, then in zip(_calls(self.prior), before, strict=True)

@@ -104,3 +104,14 @@ def test_the_thinnest_scratch_survives_scaling():
         assert holes.min() <= covering < holes.max() + 1
         assert len(holes) <= 2
     assert set(fitted.unique().tolist()) == {0.0, 1.0}
+
+
+def test_nothing_known_at_the_working_size_is_an_error_that_says_so():
+    size = (128, 128)
+    _, plan = fit(torch.zeros(1, 3, *size), multiple=8, max_pixels=32 * 32)
+    dots = torch.zeros(1, 1, *size)
+    dots[..., ::2, ::2] = 1  # a quarter is known, but no 4 x 4 pixels are
+    with pytest.raises(BadMask, match="25% of the picture .* scaled to 32 x 32"):
+        masks.fit(dots, plan)
+    dots[..., :4, :4] = 1
+    assert masks.fit(dots, plan).sum() == 1

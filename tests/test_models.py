@@ -221,16 +221,31 @@ def test_a_prior_is_here_when_all_of_it_is(tmp_path: Path, monkeypatch: pytest.M
     assert models.same_prior(Weights("rv51", None)) is None
 
 
+@pytest.mark.parametrize(
+    ("task", "described", "told"),
+    [
+        ("mind_reading", {}, "which task"),
+        ("../outside", {"degradation": {"kind": "denoising"}}, "letters, digits"),
+    ],
+)
 def test_an_operator_of_no_known_task_is_not_added(
-    local_hub: Hub, tmp_path: Path, tiny_prior: LatentPrior
+    local_hub: Hub,
+    tmp_path: Path,
+    tiny_prior: LatentPrior,
+    task: str,
+    described: dict[str, object],
+    told: str,
 ) -> None:
     repository(local_hub, tmp_path)
     files = local_hub.repositories["models/lab/operator"]
     config = json.loads(files.files["config.json"].content)
-    config["metadata"]["task"] = "mind_reading"
-    files.commit("other", {"config.json": File(json.dumps(config).encode(), False)})
-    with pytest.raises(OperatorError):
-        Models(lambda _: tiny_prior).add("lab/operator")
+    config["metadata"] |= {"task": task, **described}
+    changed = File(json.dumps(config).encode(), False)
+    files.commit("other", {**files.files, "config.json": changed})
+    models = Models(lambda _: tiny_prior)
+    with pytest.raises(OperatorError, match=told):
+        models.add("lab/operator")
+    assert "../outside" not in models.tasks()
 
 
 def test_without_network_the_cache_decides(

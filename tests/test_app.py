@@ -167,6 +167,24 @@ def test_a_scratch_survives_from_the_mask_file_to_the_mask(tmp_path: Path) -> No
     assert torch.equal(touched_up[..., 100:, :], mask[..., 100:, :])
 
 
+@pytest.mark.parametrize("content", [b"no picture", None])
+def test_what_is_painted_counts_where_the_mask_file_cannot_be_read(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    photo, mask_file = tmp_path / "photo.png", tmp_path / "mask.png"
+    Image.new("RGB", (8, 6), "grey").save(photo)
+    if content is not None:  # None: gradio has deleted the file meanwhile
+        mask_file.write_bytes(content)
+    with pytest.raises(BadMask):
+        paint_mask_file(str(mask_file), str(photo), str(tmp_path))
+    layer = Image.new("RGBA", (8, 6), (255, 255, 255, 0))
+    layer.paste((255, 255, 255, 255), (2, 1, 5, 4))
+    canvas = {"layers": [layer]}
+    painted, expected = (painted_mask(canvas, (6, 8), file) for file in (str(mask_file), None))
+    assert painted is not None and expected is not None and torch.equal(painted, expected)
+    assert painted.sum() == 48 - 9
+
+
 def test_nothing_painted_is_no_mask() -> None:
     layer = Image.new("RGBA", (8, 8), (255, 255, 255, 0))
     assert painted_mask({"layers": [layer]}, (8, 8)) is None

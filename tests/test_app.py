@@ -497,6 +497,31 @@ def test_stop_ends_a_run_after_the_step_under_way(
         assert stop.result()[shown.status] == last[shown.status]
 
 
+def test_a_finished_result_is_given_before_anything_else_and_then_its_time(
+    tiny_prior: LatentPrior, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visit = cast(gr.Request, SimpleNamespace(session_hash="a"))
+    models = Models(lambda _: tiny_prior)
+    settings, shown, restoring, timing = restoring_with(models, tmp_path, monkeypatch)
+    photo = tmp_path / "photo.png"
+    save_png(photo, torch.zeros(3, 64, 64))
+    given = {field: getattr(field, "value", None) for field in settings.all()}
+    given |= {settings.photo: str(photo), settings.steps: 1, settings.source: CLEAN}
+
+    running = restoring.restore(given, visit)
+    next(running)  # the measurement
+    next(running)  # the one step
+    # Another visitor's prior may have taken the place of this one meanwhile.
+    monkeypatch.setattr(models, "restorer", lambda *_: pytest.fail("the prior is loaded again"))
+    finished = next(running)
+    assert len(finished[shown.files]) == 2 and "Done." in finished[shown.status]
+    work = Work("tiny", "silo-fast", False, None)
+    assert timing.seconds(work) is None
+    (last,) = running
+    assert timing.seconds(work) is not None
+    assert "step" not in last[settings.preset].choices[0][0]  # but the time
+
+
 def test_presets_count_the_chosen_ones_steps_the_variants_and_the_photo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

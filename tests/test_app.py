@@ -16,8 +16,9 @@ from operators.catalog import TASKS, shelf
 from operators.degradation import Degradation
 from silo.caption import Captioner
 from silo.errors import BadMask, BadRequest
-from silo.images import Fit, from_pil, read_parameters, save_png
+from silo.images import Fit, from_pil, read_parameters, save_png, to_pil
 from silo.masks import load_mask
+from silo.metrics import psnr
 from silo.prior import LatentPrior
 from silo.request import PRESETS, RestorationRequest
 from silo.restorer import Measured, Restorer, Result
@@ -304,18 +305,50 @@ def test_inverting_an_empty_canvas_paints_it_all(tmp_path: Path) -> None:
 
 
 def test_the_map_is_the_standard_deviation_over_the_samples(tmp_path: Path) -> None:
-    samples = torch.zeros(2, 3, 4, 6)
+    samples = torch.zeros(2, 3, 4, 8)
     samples[0, :, 1, 2], samples[1, :, 1, 2] = 0.2, -0.2  # +-0.1 in [0, 1]
     spread = deviation(samples)
-    assert spread.shape == (1, 1, 4, 6)
+    assert spread.shape == (1, 1, 4, 8)
     assert spread[0, 0, 1, 2] == pytest.approx(0.1)
     assert spread.sum() == pytest.approx(0.1)
-    path, largest = save_uncertainty(samples, tmp_path)
+    result, _ = a_result(samples=2)
+    plan = Fit(original=(4, 6), scaled=(4, 6), padded=(4, 8))
+    samples[0, :, 0, 7] = 1  # nothing of the picture
+    path, largest = save_uncertainty(
+        replace(result, restored=samples, measured=replace(result.measured, fit=plan)), tmp_path
+    )
     assert largest == pytest.approx(0.1)
     with Image.open(path) as drawn:
         grey = drawn.convert("L")
+    assert grey.size == (6, 4)
     assert grey.getpixel((2, 1)) == max(grey.tobytes())
     assert grey.getpixel((0, 0)) == min(grey.tobytes())
+
+
+def test_of_a_large_picture_one_sample_at_a_time_is_scaled_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result, request = a_result(samples=3)
+    plan = Fit(original=(40, 60), scaled=(16, 24), padded=(16, 24))
+    restored = torch.rand(3, 3, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    result = replace(result, restored=restored, measured=replace(result.measured, fit=plan))
+    expected = [to_pil(image) for image in result.images]
+    told = f"PSNR {psnr(result.images, torch.zeros(3, 3, 40, 60)).mean():.1f} dB"
+    undo = Fit.undo
+
+    def undo_one(plan: Fit, pixels: torch.Tensor) -> torch.Tensor:
+        assert len(pixels) == 1
+        return undo(plan, pixels)
+
+    monkeypatch.setattr(Fit, "undo", undo_one)
+    _, *files = save_result(result, tmp_path)
+    for file, picture in zip(files, expected, strict=True):
+        with Image.open(file) as saved:
+            assert saved.tobytes() == picture.tobytes()
+    with Image.open(save_uncertainty(result, tmp_path)[0]) as drawn:
+        assert drawn.size == (60, 40)
+    monkeypatch.delenv("SILO_METRIC_WEIGHTS", raising=False)
+    assert told in summary(result, request)
 
 
 def test_what_is_painted_is_kept_whole(tmp_path: Path) -> None:

@@ -204,7 +204,7 @@ class Restoring:
 
     def _finished(self, result: Result, request: RestorationRequest) -> dict[Any, Any]:
         cache = cache_folder(self._outputs.picture)
-        uncertainty = None if request.samples == 1 else save_uncertainty(result.images, cache)
+        uncertainty = None if request.samples == 1 else save_uncertainty(result, cache)
         return {
             **self._outputs.shown(save_result(result, cache), uncertainty),
             self._outputs.status: summary(result, request),

@@ -11,7 +11,8 @@ from types import MappingProxyType
 from operators.degradation import Degradation
 from operators.download_record import read_records
 from operators.errors import OperatorError, OperatorNotFound
-from operators.latent import architectures, read_config
+from operators.latent import architectures, is_task_name, read_config
+from operators.pretrained import shorten
 
 SHELF = Path(__file__).parent / "trained"
 
@@ -73,8 +74,13 @@ def own_task(name: str, degradation: Degradation) -> Task:
     """A task of one's own, with the paper's consistency scale for such a degradation.
 
     Raises:
-        OperatorError: the catalog has a task of that name.
+        OperatorError: no task may be called so, or the catalog has one of that name.
     """
+    if not is_task_name(name):
+        raise OperatorError(
+            f"{shorten(name)} is no name for a task: use up to 100 letters, digits, _ and -, of "
+            "which the first is a letter or digit."
+        )
     if name in TASKS:
         raise OperatorError(f"{name} is a task of the catalog: give your degradation another name.")
     return Task(name, name, degradation, 1.0 if degradation.needs_mask else 0.5)

@@ -7,6 +7,7 @@ import inspect
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from operators.pretrained import (
 
 FORMAT_VERSION = 1
 MAX_PARAMETERS = 1 << 28
+_TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -265,7 +267,7 @@ def check_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Check what is known about an operator and return a JSON-able copy.
 
     Known keys, all optional; further keys are kept as long as they are JSON:
-        task: the task's name.
+        task: the task's name; see `is_task_name`.
         degradation: `Degradation.to_dict()`.
         prior: name of the prior whose latents (and features) it was trained on.
         eta: recommended consistency scale, above 0.
@@ -280,7 +282,7 @@ def check_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     except (TypeError, ValueError, RecursionError) as error:
         raise OperatorError(f"the metadata must be finite JSON values: {error}") from error
     checks = {
-        "task": ("a name", _is_name),
+        "task": ("a name of letters, digits, _ and -", is_task_name),
         "degradation": ("an object", lambda value: isinstance(value, dict)),
         "prior": ("a name", _is_name),
         "eta": ("a number above 0", lambda value: _is_number(value) and value > 0),
@@ -291,6 +293,14 @@ def check_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
         if key in copy and not accepts(copy[key]):
             raise OperatorError(f"metadata {key!r} must be {wanted}, not {shorten(copy[key])}")
     return copy
+
+
+def is_task_name(name: object) -> bool:
+    """Whether a task may be called so: it becomes the name of files, and anybody may choose it.
+
+    Up to 100 ASCII letters, digits, _ and -, of which the first is a letter or digit.
+    """
+    return isinstance(name, str) and _TASK_NAME.fullmatch(name) is not None
 
 
 def check_integer(name: str, value: object, low: int, high: int) -> int:

@@ -182,7 +182,7 @@ class Fit:
         return pixels
 
     def undo(self, restored: Tensor) -> Tensor:
-        """(B, 3, *working) -> (B, 3, *output): cuts the padding off, then scales back.
+        """(B, C, *working) -> (B, C, *output): cuts the padding off, then scales back.
 
         A picture that was not scaled down comes back exactly.
         """

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml  # what huggingface_hub reads cards with
 from huggingface_hub import EvalResult, ModelCardData, metadata_load, metadata_save
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from operators.catalog import TASKS
 from operators.function import FUNCTION
@@ -16,6 +17,8 @@ from silo.errors import BadRequest
 from silo.hub import EXAMPLE_NAME, NO_REPOSITORY
 from silo.prior_files import HUB_PRIORS
 
+MAX_FRONT_MATTER_BYTES = 1 << 16
+YAML_STRING = "tag:yaml.org,2002:str"
 TAGS = ["silo", "image-restoration", "inverse-problems"]
 MEASURES = {"l1": "L1 on held-out latents", "rmse": "RMSE on held-out latents"}
 RESTORATION_MEASURES = {"psnr": "PSNR", "lpips": "LPIPS-Alex"}
@@ -118,13 +121,27 @@ def card_data(operator: LatentOperator) -> ModelCardData:
 
 
 def read_license(card: Path) -> str | None:
-    """The licence in a card's front matter; a card is text by anybody, and may have none."""
-    try:
-        metadata = metadata_load(card) if card.is_file() else None
-    except (yaml.YAMLError, ValueError):
+    """The licence in a card's front matter; a card is text by anybody, and may have none.
+
+    The front matter has to end within `MAX_FRONT_MATTER_BYTES`, and is not made into objects: a few
+    lines of YAML whose keys are merged again and again would fill the memory.
+    """
+    if not card.is_file():
         return None
-    license = None if metadata is None else metadata.get("license")
-    return license if isinstance(license, str) else None
+    with card.open("rb") as file:
+        head = file.read(MAX_FRONT_MATTER_BYTES).decode("utf-8-sig", errors="replace")
+    front_matter = REGEX_YAML_BLOCK.search(head)
+    if front_matter is None:
+        return None
+    try:
+        root = yaml.compose(front_matter[2], yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError):
+        return None
+    for key, value in root.value if isinstance(root, yaml.MappingNode) else []:
+        if isinstance(key, yaml.ScalarNode) and key.value == "license":
+            is_text = isinstance(value, yaml.ScalarNode) and value.tag == YAML_STRING
+            return value.value if is_text else None
+    return None
 
 
 def write_license(card: Path, license: str) -> None:

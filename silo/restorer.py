@@ -128,6 +128,11 @@ class Result:
         """The restorations at the size of the original picture, (B, 3, H, W) in [-1, 1]."""
         return self.measured.fit.undo(self.restored)
 
+    def image_by_image(self) -> Iterator[Tensor]:
+        """Yield `images` one after another, each (1, 3, H, W): many at once may take gigabytes."""
+        for sample in self.restored.split(1):
+            yield self.measured.fit.undo(sample)
+
     @property
     def measurement(self) -> Tensor:
         """The measurement at the size of `images`, (1, 3, H, W) in [-1, 1]."""

@@ -114,8 +114,6 @@ def _tasks(arguments: argparse.Namespace) -> tuple[list[Task], str | None]:
     names = arguments.task or [own.name]
     if len(names) > 1:
         raise BadRequest("--degradation describes one task: give it one name with --task.")
-    if not names[0].replace("_", "").replace("-", "").isalnum():
-        raise BadRequest(f"{names[0]!r} is no name for a task: use letters, digits, _ and -.")
     return [own_task(names[0], own.degradation)], own.source
 
 

@@ -16,8 +16,9 @@ from operators.catalog import TASKS, shelf
 from operators.degradation import Degradation
 from silo.caption import Captioner
 from silo.errors import BadMask, BadRequest
-from silo.images import Fit, from_pil, read_parameters, save_png
+from silo.images import Fit, from_pil, read_parameters, save_png, to_pil
 from silo.masks import load_mask
+from silo.metrics import psnr
 from silo.prior import LatentPrior
 from silo.request import PRESETS, RestorationRequest
 from silo.restorer import Measured, Restorer, Result
@@ -167,6 +168,24 @@ def test_a_scratch_survives_from_the_mask_file_to_the_mask(tmp_path: Path) -> No
     assert torch.equal(touched_up[..., 100:, :], mask[..., 100:, :])
 
 
+@pytest.mark.parametrize("content", [b"no picture", None])
+def test_what_is_painted_counts_where_the_mask_file_cannot_be_read(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    photo, mask_file = tmp_path / "photo.png", tmp_path / "mask.png"
+    Image.new("RGB", (8, 6), "grey").save(photo)
+    if content is not None:  # None: gradio has deleted the file meanwhile
+        mask_file.write_bytes(content)
+    with pytest.raises(BadMask):
+        paint_mask_file(str(mask_file), str(photo), str(tmp_path))
+    layer = Image.new("RGBA", (8, 6), (255, 255, 255, 0))
+    layer.paste((255, 255, 255, 255), (2, 1, 5, 4))
+    canvas = {"layers": [layer]}
+    painted, expected = (painted_mask(canvas, (6, 8), file) for file in (str(mask_file), None))
+    assert painted is not None and expected is not None and torch.equal(painted, expected)
+    assert painted.sum() == 48 - 9
+
+
 def test_nothing_painted_is_no_mask() -> None:
     layer = Image.new("RGBA", (8, 8), (255, 255, 255, 0))
     assert painted_mask({"layers": [layer]}, (8, 8)) is None
@@ -286,18 +305,50 @@ def test_inverting_an_empty_canvas_paints_it_all(tmp_path: Path) -> None:
 
 
 def test_the_map_is_the_standard_deviation_over_the_samples(tmp_path: Path) -> None:
-    samples = torch.zeros(2, 3, 4, 6)
+    samples = torch.zeros(2, 3, 4, 8)
     samples[0, :, 1, 2], samples[1, :, 1, 2] = 0.2, -0.2  # +-0.1 in [0, 1]
     spread = deviation(samples)
-    assert spread.shape == (1, 1, 4, 6)
+    assert spread.shape == (1, 1, 4, 8)
     assert spread[0, 0, 1, 2] == pytest.approx(0.1)
     assert spread.sum() == pytest.approx(0.1)
-    path, largest = save_uncertainty(samples, tmp_path)
+    result, _ = a_result(samples=2)
+    plan = Fit(original=(4, 6), scaled=(4, 6), padded=(4, 8))
+    samples[0, :, 0, 7] = 1  # nothing of the picture
+    path, largest = save_uncertainty(
+        replace(result, restored=samples, measured=replace(result.measured, fit=plan)), tmp_path
+    )
     assert largest == pytest.approx(0.1)
     with Image.open(path) as drawn:
         grey = drawn.convert("L")
+    assert grey.size == (6, 4)
     assert grey.getpixel((2, 1)) == max(grey.tobytes())
     assert grey.getpixel((0, 0)) == min(grey.tobytes())
+
+
+def test_of_a_large_picture_one_sample_at_a_time_is_scaled_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result, request = a_result(samples=3)
+    plan = Fit(original=(40, 60), scaled=(16, 24), padded=(16, 24))
+    restored = torch.rand(3, 3, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    result = replace(result, restored=restored, measured=replace(result.measured, fit=plan))
+    expected = [to_pil(image) for image in result.images]
+    told = f"PSNR {psnr(result.images, torch.zeros(3, 3, 40, 60)).mean():.1f} dB"
+    undo = Fit.undo
+
+    def undo_one(plan: Fit, pixels: torch.Tensor) -> torch.Tensor:
+        assert len(pixels) == 1
+        return undo(plan, pixels)
+
+    monkeypatch.setattr(Fit, "undo", undo_one)
+    _, *files = save_result(result, tmp_path)
+    for file, picture in zip(files, expected, strict=True):
+        with Image.open(file) as saved:
+            assert saved.tobytes() == picture.tobytes()
+    with Image.open(save_uncertainty(result, tmp_path)[0]) as drawn:
+        assert drawn.size == (60, 40)
+    monkeypatch.delenv("SILO_METRIC_WEIGHTS", raising=False)
+    assert told in summary(result, request)
 
 
 def test_what_is_painted_is_kept_whole(tmp_path: Path) -> None:
@@ -477,6 +528,31 @@ def test_stop_ends_a_run_after_the_step_under_way(
         assert tiny_prior.nfe == run.step == 2  # the one under way when Stop was pressed, no more
         assert "Stopped after 2 of 50 steps" in last[shown.status]
         assert stop.result()[shown.status] == last[shown.status]
+
+
+def test_a_finished_result_is_given_before_anything_else_and_then_its_time(
+    tiny_prior: LatentPrior, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visit = cast(gr.Request, SimpleNamespace(session_hash="a"))
+    models = Models(lambda _: tiny_prior)
+    settings, shown, restoring, timing = restoring_with(models, tmp_path, monkeypatch)
+    photo = tmp_path / "photo.png"
+    save_png(photo, torch.zeros(3, 64, 64))
+    given = {field: getattr(field, "value", None) for field in settings.all()}
+    given |= {settings.photo: str(photo), settings.steps: 1, settings.source: CLEAN}
+
+    running = restoring.restore(given, visit)
+    next(running)  # the measurement
+    next(running)  # the one step
+    # Another visitor's prior may have taken the place of this one meanwhile.
+    monkeypatch.setattr(models, "restorer", lambda *_: pytest.fail("the prior is loaded again"))
+    finished = next(running)
+    assert len(finished[shown.files]) == 2 and "Done." in finished[shown.status]
+    work = Work("tiny", "silo-fast", False, None)
+    assert timing.seconds(work) is None
+    (last,) = running
+    assert timing.seconds(work) is not None
+    assert "step" not in last[settings.preset].choices[0][0]  # but the time
 
 
 def test_presets_count_the_chosen_ones_steps_the_variants_and_the_photo(

@@ -462,11 +462,20 @@ def test_what_is_wrong_in_a_collection_or_on_the_shelf_costs_no_other_row(
 
 
 def test_a_card_without_a_licence_is_listed(trained: Path) -> None:
-    for metadata in ("a", "- a", "license: [", "license: 3"):
+    too_long = f"a: {'b' * 2**16}\nlicense: mit"
+    hostile = ("x: " + "[" * 1000, 'license: "\\UFFFFFFFF"', "license: !!str [mit]", too_long)
+    for metadata in ("a", "- a", "license: [", "license: 3", "? [license]\n: mit", *hostile):
         (trained / "README.md").write_text(f"---\n{metadata}\n---\nA card.\n")
         assert [row.license for row in on_shelf(trained.parent)] == [None]
     (trained / "README.md").unlink()
     assert [row.license for row in on_shelf(trained.parent)] == [None]
+
+
+def test_a_licence_is_read_without_the_rest_of_the_card(trained: Path) -> None:
+    doubled = [f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}" for i in range(1, 60)]
+    front_matter = "\n".join(["a0: &a0 {b: c}", *doubled, "license: mit"])  # 2^59 keys
+    (trained / "README.md").write_bytes(f"---\n{front_matter}\n---\n".encode() + b"\xff" * 2**20)
+    assert [row.license for row in on_shelf(trained.parent)] == ["mit"]
 
 
 def test_nobody_elses_work_is_licensed_unasked(

@@ -7,6 +7,7 @@ import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -109,6 +110,38 @@ def test_what_is_no_operator_is_refused_before_it_is_fetched(
     with pytest.raises(OperatorError, match="at most"):
         models.add("lab/operator")
     assert not [name for _, name in models.operators() if "lab/" in name]
+
+
+def test_no_file_of_an_operator_is_fetched_that_is_too_large(
+    local_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_prior: LatentPrior
+) -> None:
+    repository(local_hub, tmp_path)
+    pushed = local_hub.repositories["models/lab/operator"]
+    files = pushed.files
+    size = sum(len(file.content) for file in files.values())
+    monkeypatch.setattr("silo.ui.models.MAX_OPERATOR_BYTES", size)
+    models = Models(lambda _: tiny_prior)
+    models.add("lab/operator")
+    for name in ("config.json", "README.md"):
+        grown = File(files[name].content + bytes(size), False)
+        pushed.commit(name, {**files, name: grown})
+        with pytest.raises(OperatorError, match="at most"):
+            models.add("lab/operator")
+
+
+def test_the_commit_that_was_checked_is_fetched(
+    local_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_prior: LatentPrior
+) -> None:
+    repository(local_hub, tmp_path)
+    pushed = local_hub.repositories["models/lab/operator"]
+    checked, fetch = pushed.head, hub.snapshot
+
+    def fetch_after_a_push(*arguments: Any) -> tuple[Path, str]:
+        pushed.commit("larger", {**pushed.files, "README.md": File(bytes(10**6), False)})
+        return fetch(*arguments)
+
+    monkeypatch.setattr(hub, "snapshot", fetch_after_a_push)
+    assert Models(lambda _: tiny_prior).add("lab/operator").name == f"lab/operator@{checked}"
 
 
 @pytest.mark.parametrize(
@@ -221,16 +254,31 @@ def test_a_prior_is_here_when_all_of_it_is(tmp_path: Path, monkeypatch: pytest.M
     assert models.same_prior(Weights("rv51", None)) is None
 
 
+@pytest.mark.parametrize(
+    ("task", "described", "told"),
+    [
+        ("mind_reading", {}, "which task"),
+        ("../outside", {"degradation": {"kind": "denoising"}}, "letters, digits"),
+    ],
+)
 def test_an_operator_of_no_known_task_is_not_added(
-    local_hub: Hub, tmp_path: Path, tiny_prior: LatentPrior
+    local_hub: Hub,
+    tmp_path: Path,
+    tiny_prior: LatentPrior,
+    task: str,
+    described: dict[str, object],
+    told: str,
 ) -> None:
     repository(local_hub, tmp_path)
     files = local_hub.repositories["models/lab/operator"]
     config = json.loads(files.files["config.json"].content)
-    config["metadata"]["task"] = "mind_reading"
-    files.commit("other", {"config.json": File(json.dumps(config).encode(), False)})
-    with pytest.raises(OperatorError):
-        Models(lambda _: tiny_prior).add("lab/operator")
+    config["metadata"] |= {"task": task, **described}
+    changed = File(json.dumps(config).encode(), False)
+    files.commit("other", {**files.files, "config.json": changed})
+    models = Models(lambda _: tiny_prior)
+    with pytest.raises(OperatorError, match=told):
+        models.add("lab/operator")
+    assert "../outside" not in models.tasks()
 
 
 def test_without_network_the_cache_decides(

@@ -170,6 +170,15 @@ def test_a_task_of_ones_own_may_not_take_a_name_of_the_catalog() -> None:
         own_task("jpeg_q10", Degradation("jpeg", {"quality": 11}))
 
 
+@pytest.mark.parametrize(
+    "name", ["", "..", "../outside", "/outside", "my lens", "-x", "lens\n", "é"]
+)
+def test_a_task_of_ones_own_may_not_be_called_what_is_no_file_name(name: str) -> None:
+    assert own_task("old_lens-2", Degradation("denoising")).name == "old_lens-2"
+    with pytest.raises(OperatorError, match="no name for a task"):
+        own_task(name, Degradation("denoising"))
+
+
 @pytest.fixture
 def operator(tmp_path: Path) -> Path:
     """An operator of random weights for the function old_film."""

@@ -173,7 +173,7 @@ def _restore_one(
         return
     result = _run(restorer, request, title)
     output.parent.mkdir(parents=True, exist_ok=True)
-    for path, image in zip(paths, result.images, strict=True):
+    for path, image in zip(paths, result.image_by_image(), strict=True):
         save_png(path, image, record)
     for line in result.notices:
         _say(line)

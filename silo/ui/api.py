@@ -135,7 +135,7 @@ def _endpoint(restoring: Restoring, models: Models, component: gr.File) -> Calla
         for event in restoring.frames(request, prior, operator):
             if isinstance(event, Result):
                 folder = new_folder(cache_folder(component))
-                files = save_samples(event.images, event.parameters, folder)
+                files = save_samples(event.image_by_image(), event.parameters, folder)
                 return files, {**event.parameters, "notices": [*loaded.notices, *event.notices]}
         raise gr.Error("The restoration ended without a result.")
 

@@ -1,5 +1,6 @@
 """From the photo to the canvas one paints a mask on, and from the canvas to the mask."""
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from operators.catalog import Task
 from silo import images, masks
+from silo.errors import BadMask
 from silo.ui.cache import keep
 
 LARGEST_SIDE = 1024  # px, of a picture as the page shows it
@@ -93,9 +95,6 @@ def painted_mask(
 
     Returns:
         (1, 1, *size), 1 = known, 0 = painted white; None if nothing is.
-
-    Raises:
-        BadMask: `uploaded` cannot be read.
     """
     if canvas is None or not canvas["layers"]:
         return None
@@ -105,9 +104,11 @@ def painted_mask(
     if mask.min() == 1:
         return None
     if uploaded is not None:
-        exact = masks.load_mask(uploaded)
-        if exact.shape[-2:] == size and torch.equal(_hole(exact, mask.shape[-2:]), 1 - mask):
-            return exact
+        # The button keeps even a file that could not be loaded, which was said then.
+        with suppress(BadMask):
+            exact = masks.load_mask(uploaded)
+            if exact.shape[-2:] == size and torch.equal(_hole(exact, mask.shape[-2:]), 1 - mask):
+                return exact
     return F.interpolate(mask, size)
 
 

@@ -160,8 +160,8 @@ class Models:
             HubUnavailable: the Hub is out of reach.
         """
         repo_id, revision = parse_link(text)
-        _check_size(repo_id, revision)
-        folder, commit = hub.snapshot(repo_id, revision, [*hub.OPERATOR_FILES])
+        checked = _checked_commit(repo_id, revision)
+        folder, commit = hub.snapshot(repo_id, checked, [*hub.OPERATOR_FILES])
         operator = LatentOperator.from_pretrained(folder)
         task, described = operator.metadata.get("task"), operator.metadata.get("degradation")
         if task is None or (task not in TASKS and described is None):
@@ -285,10 +285,13 @@ def parse_link(text: str) -> tuple[str, str]:
     return repo_id, revision or "main"
 
 
-def _check_size(repo_id: str, revision: str) -> None:
-    """Refuse a large download before it begins; without network the cache decides."""
+def _checked_commit(repo_id: str, revision: str) -> str:
+    """Refuse a large download before it begins, and return the commit that was looked at.
+
+    Without network the cache decides, and the revision is returned as it is.
+    """
     if not hub.reachable():
-        return
+        return revision
     try:
         info = HfApi().model_info(repo_id, revision=revision, files_metadata=True)
     except HfHubHTTPError as error:
@@ -300,11 +303,13 @@ def _check_size(repo_id: str, revision: str) -> None:
         raise OperatorFileError(
             f"{repo_id} is no latent operator: it lacks {CONFIG_NAME} or {WEIGHTS_NAME}."
         )
-    if sizes[WEIGHTS_NAME] > MAX_OPERATOR_BYTES:
+    size = sum(sizes.get(name, 0) for name in hub.OPERATOR_FILES)
+    if size > MAX_OPERATOR_BYTES:
         raise OperatorError(
-            f"{repo_id} has {_size(sizes[WEIGHTS_NAME])}, and this page takes operators of at most "
+            f"{repo_id} has {_size(size)}, and this page takes operators of at most "
             f"{_size(MAX_OPERATOR_BYTES)}: use the command line."
         )
+    return str(info.sha)
 
 
 def _cached_priors() -> dict[str, int]:

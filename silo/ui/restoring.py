@@ -103,8 +103,9 @@ class Restoring:
             }
             for event in self.frames(request, *chosen):
                 if isinstance(event, Result):
-                    self._note_time(event, request, given)
-                    yield self._finished(event, request, given)
+                    yield self._finished(event, request)
+                    self._note_time(event, request, given, restorer)
+                    yield {self._settings.preset: self.presets(given)}
                     continue
                 run.note(event)
                 if run.stopping.is_set():
@@ -154,11 +155,15 @@ class Restoring:
         return Work(given[fields.prior], sampler, given[fields.guidance_scale] > 1, pixels)
 
     def _note_time(
-        self, result: Result, request: RestorationRequest, given: dict[Any, Any]
+        self,
+        result: Result,
+        request: RestorationRequest,
+        given: dict[Any, Any],
+        restorer: Restorer,
     ) -> None:
-        native_size = self._models.restorer(given[self._settings.prior]).prior.native_size
+        work = self._work(given, request.effective_sampler)
         step = result.seconds / (request.effective_steps * request.samples)
-        self._timing.note(self._work(given, request.effective_sampler), native_size, step)
+        self._timing.note(work, restorer.prior.native_size, step)
 
     def _read(self, given: dict[Any, Any], restorer: Restorer) -> RestorationRequest:
         fields = self._settings
@@ -197,15 +202,12 @@ class Restoring:
         eta = restorer.parameters(request)["eta"]
         return replace(request, eta=given[fields.faithfulness] * eta)
 
-    def _finished(
-        self, result: Result, request: RestorationRequest, given: dict[Any, Any]
-    ) -> dict[Any, Any]:
+    def _finished(self, result: Result, request: RestorationRequest) -> dict[Any, Any]:
         cache = cache_folder(self._outputs.picture)
-        uncertainty = None if request.samples == 1 else save_uncertainty(result.images, cache)
+        uncertainty = None if request.samples == 1 else save_uncertainty(result, cache)
         return {
             **self._outputs.shown(save_result(result, cache), uncertainty),
             self._outputs.status: summary(result, request),
-            self._settings.preset: self.presets(given),
         }
 
     def _keep(self, run: Run) -> list[str]:

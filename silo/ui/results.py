@@ -1,7 +1,7 @@
 """What remains of a restoration: PNG files with the parameters inside, and where samples differ."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,13 @@ def new_folder(cache: Path) -> Path:
 
 
 def save_all(
-    before: Tensor, restored: Tensor, parameters: Mapping[str, Any], cache: Path
+    before: Tensor, restored: Iterable[Tensor], parameters: Mapping[str, Any], cache: Path
 ) -> list[str]:
     """Write the measurement, then every sample, as PNG files with the parameters inside.
 
     Args:
         before: (1, 3, H, W), the measurement as large as the restoration.
-        restored: (B, 3, H, W), the samples.
+        restored: the samples, each (3, H, W) or (1, 3, H, W).
         parameters: those of `Restorer.parameters`; each sample's file says which it is.
         cache: where the files go.
     """
@@ -39,8 +39,10 @@ def save_all(
     return [str(path), *save_samples(restored, parameters, folder)]
 
 
-def save_samples(restored: Tensor, parameters: Mapping[str, Any], folder: Path) -> list[str]:
-    """Write every sample of (B, 3, H, W) into a folder; see `save_all`."""
+def save_samples(
+    restored: Iterable[Tensor], parameters: Mapping[str, Any], folder: Path
+) -> list[str]:
+    """Write every sample into a folder; see `save_all`."""
     paths = []
     for index, image in enumerate(restored):
         paths.append(folder / f"{parameters['task']}-seed-{parameters['seed'] + index}.png")
@@ -50,7 +52,7 @@ def save_samples(restored: Tensor, parameters: Mapping[str, Any], folder: Path) 
 
 def save_result(result: Result, cache: Path) -> list[str]:
     """Write what a finished restoration gave; see `save_all`."""
-    return save_all(result.measurement, result.images, result.parameters, cache)
+    return save_all(result.measurement, result.image_by_image(), result.parameters, cache)
 
 
 def deviation(samples: Tensor) -> Tensor:
@@ -61,17 +63,20 @@ def deviation(samples: Tensor) -> Tensor:
     return (samples / 2).var(0, keepdim=True, unbiased=False).mean(1, keepdim=True).sqrt()
 
 
-def save_uncertainty(samples: Tensor, cache: Path) -> tuple[str, float]:
-    """Write a map of where samples (B, 3, H, W) differ; bright is where they differ most.
+def save_uncertainty(result: Result, cache: Path) -> tuple[str, float]:
+    """Write a map of where the samples differ; bright is where they differ most.
+
+    They are compared on the grid that they were made on, and the map is scaled as they are.
 
     Returns:
         The file, and the standard deviation that is brightest, for pictures in [0, 1].
     """
-    spread = deviation(samples)[0, 0]
+    spread = result.measured.fit.undo(deviation(result.restored))[0, 0]
     largest = float(spread.max())
     position = (spread / max(largest, 1e-12)).numpy()
     stops = np.linspace(0, 1, len(_RAMP))
-    colours = np.stack([np.interp(position, stops, channel) for channel in _RAMP.T])
+    ramp = 2 * _RAMP.T - 1
+    colours = [torch.from_numpy(np.interp(position, stops, channel)).float() for channel in ramp]
     path = new_folder(cache) / "uncertainty.png"
-    images.save_png(path, torch.from_numpy(colours * 2 - 1).float())
+    images.save_png(path, torch.stack(colours))
     return str(path), largest

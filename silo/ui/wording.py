@@ -1,8 +1,9 @@
 """The page's sentences: choices, status line, summary, as text or escaped HTML."""
 
 import html
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from statistics import mean
 
 from PIL import Image
 from torch import Tensor
@@ -85,10 +86,10 @@ def summary(result: Result, request: RestorationRequest) -> str:
     """Return how it went as HTML: seed, cost, scores of a simulated restoration, notices."""
     cost = f"{result.nfe} denoiser evaluations, {result.seconds:.1f} s"
     lines = [f"Done. Seed {request.seed}, {cost}."]
-    if result.clean is not None:
-        restored, degraded = (
-            describe(image, result.clean) for image in (result.images, result.measurement)
-        )
+    clean = result.clean
+    if clean is not None:
+        restored = describe(result.image_by_image(), clean)
+        degraded = describe([result.measurement], clean)
         missing = "" if find_weights("alex") else " LPIPS: not available (no weights)."
         lines.append(
             f"Against the clean photo: {restored}; the degraded photo: {degraded}.{missing}"
@@ -96,9 +97,9 @@ def summary(result: Result, request: RestorationRequest) -> str:
     return paragraphs(*lines, *result.notices)
 
 
-def describe(images: Tensor, clean: Tensor) -> str:
-    """Return how far images (B, 3, H, W) are from the clean one, in the units of the scores."""
-    clean = clean.expand_as(images)
-    distance = lpips("alex", images, clean)
-    perceptual = "" if distance is None else f", LPIPS {distance:.3f}"
-    return f"PSNR {psnr(images, clean).mean():.1f} dB{perceptual}"
+def describe(images: Iterable[Tensor], clean: Tensor) -> str:
+    """Return how far images are from the clean one on average, each and this (1, 3, H, W)."""
+    scores = [(float(psnr(image, clean)), lpips("alex", image, clean)) for image in images]
+    distances = [distance for _, distance in scores if distance is not None]
+    perceptual = f", LPIPS {mean(distances):.3f}" if distances else ""
+    return f"PSNR {mean(similarity for similarity, _ in scores):.1f} dB{perceptual}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -20,8 +19,8 @@ from silo.devices import pick_device, pick_dtype
 from silo.errors import BadImage
 from silo.evaluation.jobs import Autoencoding, Job, OperatorAccuracy, Restoration, Store, job_key
 from silo.evaluation.record import Record
+from silo.fingerprint import weights_fingerprints
 from silo.prior import LatentPrior
-from silo.prior_files import locate
 from silo.protocols import Setting
 from silo.restorer import Restorer
 from silo.samplers import SAMPLERS
@@ -61,7 +60,6 @@ class Bench:
         self._show_progress = show_progress
         self._prior: LatentPrior | None = None
         self._restorers: dict[str | None, Restorer] = {}
-        self._fingerprints: dict[Path, str] = {}
 
     def run(self, settings: Sequence[Setting], photos: Sequence[PhotoFile]) -> None:
         """Measure what the record does not hold yet, each picture in all settings of a prior.
@@ -127,21 +125,10 @@ class Bench:
 
     def _weights(self, setting: Setting, prior: LatentPrior) -> dict[str, str | None]:
         """The fingerprints of prior and operator, as far as no revision names them."""
-        folder, revision = locate(prior.name, None, prior.dtype)
-        weights = {"prior": self._fingerprint(folder) if revision is None else None}
+        operator = None
         if SAMPLERS[setting.sampler].needs_operator and self.study != "autoencoder":
-            folder = Path(place_operator(setting, prior))
-            weights["operator"] = self._fingerprint(folder) if folder.is_dir() else None
-        return weights
-
-    def _fingerprint(self, folder: Path) -> str:
-        """The SHA-256 of the weights in a folder."""
-        if folder not in self._fingerprints:
-            digest = hashlib.sha256()
-            for path in sorted(folder.rglob("*.safetensors")):
-                digest.update(path.read_bytes())
-            self._fingerprints[folder] = digest.hexdigest()
-        return self._fingerprints[folder]
+            operator = place_operator(setting, prior)
+        return weights_fingerprints(prior, operator)
 
     def _holds(self, job: Job, photo: PhotoFile) -> bool:
         """Whether there is a row, and no failure's, that would come out the same again."""

@@ -77,18 +77,18 @@ class Bench:
                 progress.total -= len(jobs) * len(photos) - len(pending)
                 progress.refresh()
                 for photo, job in pending:
-                    row = {"key": job.key, "picture": photo.name, **job.identity(photo)}
+                    identity = job.identity(photo)
                     try:
-                        found = job.run(load(photo), self.record)
+                        found = job.run(photo, load(photo), self.record)
                     except BadImage as error:
                         found = {"error": str(error)}
-                    self.record.add({**row, **found})
+                    self.record.add(job.key, photo, {**identity, **found})
                     progress.update()
 
     def is_done(self, settings: Sequence[Setting], photos: Sequence[PhotoFile]) -> bool:
         """Whether every picture has a row for every setting, be it one of a failure."""
         keys = {job_key(setting, self.study) for setting in settings}
-        return all(self.record.get(key, photo.name) for key in keys for photo in photos)
+        return all(self.record.get(key, photo) for key in keys for photo in photos)
 
     def prior(self, name: str) -> LatentPrior:
         """The prior of this name; the one before is forgotten."""
@@ -132,7 +132,7 @@ class Bench:
 
     def _holds(self, job: Job, photo: PhotoFile) -> bool:
         """Whether there is a row, and no failure's, that would come out the same again."""
-        row = self.record.get(job.key, photo.name)
+        row = self.record.get(job.key, photo)
         if row is None or "error" in row or not job.is_kept(photo):
             return False
         identity = json.loads(json.dumps(job.identity(photo)))

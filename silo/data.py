@@ -4,7 +4,7 @@ import hashlib
 import io
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +37,13 @@ class Photo:
     name: str
     caption: str
     pixels: np.ndarray
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of its pixels and their shape."""
+        digest = hashlib.sha256(str(self.pixels.shape).encode())
+        digest.update(np.ascontiguousarray(self.pixels).data)
+        return digest.hexdigest()
 
 
 def is_held_out(name: str) -> bool:
@@ -133,6 +140,14 @@ def list_photos(folders: list[Path], split: str) -> list[PhotoFile]:
             "by name, is held out, or name the folders inside, which are not searched."
         )
     return photos
+
+
+def pictures_fingerprint(photos: Iterable[Photo | PhotoFile]) -> str:
+    """SHA-256 of the names and the content of pictures, in their order."""
+    digest = hashlib.sha256()
+    for photo in photos:
+        digest.update(f"{photo.name} {photo.fingerprint}\n".encode())
+    return digest.hexdigest()
 
 
 def iterate_photos(folders: list[Path], split: str, min_side: int = 0) -> Iterator[Photo]:

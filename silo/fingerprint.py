@@ -1,4 +1,4 @@
-"""Tells weights apart that no revision of the Hub names: by the SHA-256 of their files."""
+"""Tells weights apart that no revision of the Hub names: by the SHA-256 of what they are."""
 
 from __future__ import annotations
 
@@ -6,10 +6,16 @@ import hashlib
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
 
 from operators.pretrained import WEIGHTS_NAME
-from silo.prior import LatentPrior
 from silo.prior_files import locate, weights_files
+
+if TYPE_CHECKING:  # which fingerprints its autoencoder itself
+    from silo.prior import LatentPrior
 
 
 def weights_fingerprints(prior: LatentPrior, operator: str | Path | None) -> dict[str, str | None]:
@@ -26,6 +32,15 @@ def weights_fingerprints(prior: LatentPrior, operator: str | Path | None) -> dic
     if operator is not None and Path(operator).is_dir():
         found["operator"] = _fingerprint([Path(operator) / WEIGHTS_NAME])
     return found
+
+
+def network_fingerprint(network: nn.Module) -> str:
+    """The SHA-256 of the weights of a network, their names, types and shapes."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _fingerprint(files: Iterable[Path]) -> str:

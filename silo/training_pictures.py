@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,7 +11,7 @@ from skimage.color import hsv2rgb, rgb2hsv
 from torch import Tensor
 
 from operators.blur import GaussianBlur
-from silo.data import PhotoFile, random_resized_crop
+from silo.data import PhotoFile, pictures_fingerprint, random_resized_crop
 
 BLUR_STD = (0.5, 6.0)  # px
 
@@ -93,19 +91,12 @@ class TrainingPictures:
     def describe(self) -> dict[str, Any]:
         """All that decides the crops, JSON-able; pictures by name and content."""
         return {
-            "pictures": self._pictures,
+            "pictures": pictures_fingerprint(self.files),
             "count": self.count,
             "resolution": self.resolution,
             "augmentation": asdict(self.augmentation),
             "seed": self.seed,
         }
-
-    @cached_property
-    def _pictures(self) -> str:
-        digest = hashlib.sha256()
-        for each in self.files:
-            digest.update(f"{each.name} {each.fingerprint}\n".encode())
-        return digest.hexdigest()
 
 
 def spread(files: Sequence[PhotoFile], count: int) -> list[PhotoFile]:

@@ -1,7 +1,6 @@
 """Training and evaluation pictures: folders and WebDataset tars, captions, held-out split."""
 
 import hashlib
-import io
 import re
 import tarfile
 from collections.abc import Iterable, Iterator
@@ -15,13 +14,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from silo.decoding import SUFFIXES
+from silo.decoding import SUFFIXES, decode_bytes
 from silo.errors import BadImage, BadRequest
+from silo.images import on_white
 
 SPLITS = ("train", "held_out", "all")
 HELD_OUT_ONE_IN = 40
-# Pillow knows more, some of which run programs; pictures may come from strangers.
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 # Bytes at either end of a picture that tell it from another: all of most compressed ones, and in
 # the others what recolouring or another crop changes. To read 60,000 whole ones takes too long.
 END = 1 << 16
@@ -86,17 +84,14 @@ class PhotoFile:
         return digest.hexdigest()
 
     def load(self, min_side: int = 0) -> Photo:
-        """Decode it; enlarge it where its short side is below `min_side` pixels.
+        """Decode it, upright and on white; enlarge it to `min_side` pixels on its short side.
 
         Raises:
-            BadImage: it is damaged, too large, or no picture.
+            BadImage: it cannot be read as a picture (see `decode`).
         """
-        try:
-            pixels = _decode(io.BytesIO(self.read(0, self.size)), min_side)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise BadImage(
-                f"{self.name!r} in {self.path} is damaged, too large or no picture: remove it."
-            ) from error
+        where = f"{self.name!r} in {self.path}"
+        image, _ = decode_bytes(self.read(0, self.size), where)
+        pixels = np.asarray(_enlarged(on_white(image), min_side))
         return Photo(self.name, self.caption, pixels)
 
     def read(self, start: int, count: int) -> bytes:
@@ -198,13 +193,12 @@ def _member_photo_files(path: Path, tar: tarfile.TarFile) -> Iterator[PhotoFile]
                 yield PhotoFile(stem, caption, path, member.offset_data, member.size)
 
 
-def _decode(data: io.BytesIO, min_side: int) -> np.ndarray:
-    image = Image.open(data, formats=_FORMATS).convert("RGB")
-    if min(image.size) < min_side:
-        scale = min_side / min(image.size)
-        width, height = (max(min_side, round(side * scale)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    return np.asarray(image)
+def _enlarged(image: Image.Image, min_side: int) -> Image.Image:
+    if min(image.size) >= min_side:
+        return image
+    scale = min_side / min(image.size)
+    width, height = (max(min_side, round(side * scale)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def to_tensor(pixels: np.ndarray) -> Tensor:

@@ -44,14 +44,15 @@ def network_fingerprint(network: nn.Module) -> str:
 
 
 def _fingerprint(files: Iterable[Path]) -> str:
+    status = [(path, path.stat()) for path in files]
+    return _sha256(tuple((path, each.st_size, each.st_mtime_ns) for path, each in status))
+
+
+@cache  # a large denoiser takes seconds, and is asked for with every picture
+def _sha256(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Of the content of files, one after the other; their sizes and times tell when it changes."""
     digest = hashlib.sha256()
-    for path in files:
-        status = path.stat()
-        digest.update(_file_digest(path, status.st_size, status.st_mtime_ns))
+    for path, _, _ in files:
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
     return digest.hexdigest()
-
-
-@cache  # a denoiser takes seconds, and is asked for with every picture
-def _file_digest(path: Path, size: int, modified_ns: int) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()

@@ -3,7 +3,8 @@
     python -m silo train-prior --train_data_dir PHOTOS... --output_dir OUT
 
 What is left to do is timed first, and the time it will take printed. Each part resumes from its
-newest checkpoint; the result is a diffusers pipeline in OUT/pipeline.
+newest checkpoint, if pictures and autoencoder stay as they were when the denoiser was begun; the
+result is a diffusers pipeline in OUT/pipeline.
 """
 
 import argparse

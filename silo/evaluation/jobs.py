@@ -100,7 +100,7 @@ class Job(ABC):
 
     @abstractmethod
     def identity(self, photo: PhotoFile) -> Row:
-        """All that the row of a picture depends on, JSON-able."""
+        """All that the row of a picture depends on but for the picture, JSON-able."""
 
     def is_kept(self, photo: PhotoFile) -> bool:
         """Whether the files that the row of a picture belongs to are there."""

@@ -78,7 +78,19 @@ def decode(path: str | os.PathLike[str]) -> tuple[Image.Image, list[str]]:
             f"{name}: the file is larger than {MAX_FILE_BYTES // 10**6} MB; save it smaller, "
             "for example as JPEG."
         )
-    with _quiet(), _named_errors(name):
+    with _quiet():
+        return decode_bytes(data, name)
+
+
+def decode_bytes(data: bytes, name: str) -> tuple[Image.Image, list[str]]:
+    """Decodes the content of a file as `decode` does; errors and notices call it `name`.
+
+    Several threads may do so at once, since Pillow's warnings about odd metadata are not held back.
+
+    Raises:
+        BadImage: as in `decode`, but for the size of the file.
+    """
+    with _named_errors(name):
         image = _open(data, name)
         notices = []
         if getattr(image, "is_animated", False):

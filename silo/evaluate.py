@@ -202,11 +202,10 @@ def _summarize(
     bench: Bench, settings: Sequence[Setting], photos: Sequence[PhotoFile]
 ) -> list[Cell]:
     """The means of every setting, and of the measurement of every row."""
-    names = [photo.name for photo in photos]
     cells: dict[tuple[str, str], Cell] = {}
     for setting in settings:
         key = job_key(setting, bench.study)
-        size = bench.record.rows(key, names)[0]["size"]
+        size = bench.record.rows(key, photos)[0]["size"]
         row, method = row_title(setting, settings), method_title(setting, settings)
         keys = {method: key}
         if bench.study is None:
@@ -215,7 +214,7 @@ def _summarize(
             row, keys = "D(E(x))", {setting.prior: key}
         for title, key in keys.items():
             if (row, title) not in cells:
-                rows = bench.record.rows(key, names)
+                rows = bench.record.rows(key, photos)
                 cells[row, title] = summarize(row, title, key, rows, bench.store, size)
     return list(cells.values())
 
@@ -232,12 +231,11 @@ def _write(
 ) -> None:
     """Write metrics.json, table.md, the plot and the contact sheets, and print the table."""
     output: Path = arguments.out
-    names = [photo.name for photo in photos]
     metrics = {
         "protocol": arguments.protocol,
         "data": data,
         "split": _split(arguments, protocol),
-        "pictures": names,
+        "pictures": [photo.name for photo in photos],
         "device": str(bench.device),
         "dtype": str(bench.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
@@ -246,7 +244,7 @@ def _write(
         "settings": {setting.key: setting.to_dict() for setting in settings},
         "search": searched,
         "means": [asdict(cell) for cell in cells],
-        "rows": [row for cell in cells for row in bench.record.rows(cell.key, names)],
+        "rows": [row for cell in cells for row in bench.record.rows(cell.key, photos)],
     }
     _replace(output / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False))
     table = _table(bench, len(photos), cells, protocol)
@@ -257,7 +255,7 @@ def _write(
         for title in dict.fromkeys(cell.row for cell in cells):
             row = [setting for setting in settings if row_title(setting, settings) == title]
             path = output / f"{title.replace(', ', '-').replace(' ', '-')}.jpg"
-            columns = _columns(bench, row, settings, names)
+            columns = _columns(bench, row, settings, photos)
             contact_sheet(path, columns, zoom=protocol is not None and protocol.zoom)
 
 
@@ -273,20 +271,23 @@ def _table(bench: Bench, pictures: int, cells: Sequence[Cell], protocol: Protoco
 
 
 def _columns(
-    bench: Bench, row: Sequence[Setting], settings: Sequence[Setting], names: Sequence[str]
+    bench: Bench, row: Sequence[Setting], settings: Sequence[Setting], photos: Sequence[PhotoFile]
 ) -> list[tuple[str, list[Path | None]]]:
     """The columns of a row's contact sheet; several samples are columns of their own."""
-    size = bench.record.rows(row[0].key, list(names))[0]["size"]
+    size = bench.record.rows(row[0].key, photos)[0]["size"]
     columns = [("clean", clean_key(size), 0), (MEASUREMENT, measurement_key(row[0], size), 0)]
     for setting in row:
         for sample in range(setting.samples):
             title = method_title(setting, settings) + (f", {sample + 1}" if sample else "")
             columns.append((title, setting.key, sample))
-    paths = [
-        (title, [bench.store.picture(key, name, sample) for name in names])
-        for title, key, sample in columns
+
+    def kept(key: str, photo: PhotoFile, sample: int) -> Path | None:
+        is_kept = bench.store.holds(key, photo)
+        return bench.store.picture(key, photo.name, sample) if is_kept else None
+
+    return [
+        (title, [kept(key, photo, sample) for photo in photos]) for title, key, sample in columns
     ]
-    return [(title, [p if p.is_file() else None for p in column]) for title, column in paths]
 
 
 def _replace(path: Path, text: str) -> None:

@@ -57,16 +57,19 @@ def load_rgb(path: str | os.PathLike[str]) -> tuple[Image.Image, list[str]]:
         image.info.clear()  # a colour profile would be saved with it, and not with what it becomes
         return image, notices
     told = f"{printable_name(path)}: its transparent areas were filled with white."
-    return _on_white(image), [*notices, told]
+    return on_white(image), [*notices, told]
 
 
 def from_pil(image: Image.Image) -> Tensor:
     """An RGB or RGBA image, composited on white, as pixels (1, 3, H, W) float32 in [-1, 1]."""
-    pixels = torch.from_numpy(np.array(image if image.mode == "RGB" else _on_white(image)))
+    pixels = torch.from_numpy(np.array(on_white(image)))
     return pixels.permute(2, 0, 1)[None].float().div_(127.5).sub_(1)
 
 
-def _on_white(image: Image.Image) -> Image.Image:
+def on_white(image: Image.Image) -> Image.Image:
+    """The image itself where it is of mode RGB, else one with white where it is transparent."""
+    if image.mode == "RGB":
+        return image
     white = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 

@@ -42,7 +42,7 @@ from silo.prior import LatentPrior
 from silo.processes import Processes
 from silo.training_pictures import TrainingPictures
 
-FORMAT = 1
+FORMAT = 2
 SHARD = 64  # pictures
 ENCODED_AT_ONCE = 8
 WORKERS = 4  # threads that read, cut and degrade, in each process

@@ -19,6 +19,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 
 from silo.errors import BadRequest, HubUnavailable, OutOfMemory, PriorFileError
+from silo.fingerprint import network_fingerprint
 from silo.memory import is_out_of_memory
 from silo.prior_files import EMBEDDED_NAME, Components, load_components, locate
 
@@ -311,11 +312,8 @@ class LatentPrior:
         """SHA-256 of the autoencoder's configuration and weights, which decide the latents."""
         # Names with an underscore tell where the files lay.
         config = {key: value for key, value in self._vae.config.items() if key[0] != "_"}
-        digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-        for name, tensor in self._vae.state_dict().items():
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        described = json.dumps(config, sort_keys=True, default=str) + network_fingerprint(self._vae)
+        return hashlib.sha256(described.encode()).hexdigest()
 
     def _embed(self, text: str) -> tuple[Tensor, bool]:
         """The text encoder's last hidden states (1, L, D), and whether L tokens were too few."""

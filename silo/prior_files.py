@@ -203,6 +203,12 @@ def needed_files(listed: Iterable[str], dtype: torch.dtype) -> list[str]:
     raise PriorFileError(f"its repository lacks safetensors weights: {USE_STABLE_DIFFUSION}")
 
 
+def weights_files(folder: Path, dtype: torch.dtype) -> list[Path]:
+    """The files that `load_components` reads the networks from."""
+    variants = {part: _variant(folder, part, dtype) for part in WEIGHTS}
+    return [folder / p / f"{WEIGHTS[p]}{variant}.safetensors" for p, variant in variants.items()]
+
+
 def _patterns(variant: str) -> list[str]:
     """The files of a repository that a prior needs, in one precision, as shell patterns."""
     patterns = ["scheduler/scheduler_config.json", "tokenizer/*.json", "tokenizer/*.txt"]

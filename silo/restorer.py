@@ -22,6 +22,7 @@ from operators.pixel import measure
 from silo import masks
 from silo.devices import generators
 from silo.errors import BadRequest
+from silo.fingerprint import weights_fingerprints
 from silo.images import Fit, fit, to_pil
 from silo.memory import (
     AUTOENCODING,
@@ -276,6 +277,12 @@ class Restorer:
             "dtype": str(self.prior.dtype).removeprefix("torch."),
         }
 
+    def weights(self, request: RestorationRequest) -> dict[str, str | None]:
+        """SHA-256 of the weights of prior and operator, as far as no revision names them."""
+        needs_operator = SAMPLERS[request.effective_sampler].needs_operator
+        place = self._place(request.task) if needs_operator else None
+        return weights_fingerprints(self.prior, place)
+
     @torch.no_grad()
     def _problem(self, request: RestorationRequest) -> tuple[Problem, Measured]:
         """What the sampler is given: the measurement, encoded, with the networks and the prompt."""
@@ -360,18 +367,21 @@ class Restorer:
         return {"name": self._operator_name(request.task), "revision": revision}
 
     def _operator_name(self, task: str) -> str:
-        place = self._chosen
-        if place is None:
-            place = find_operator(task, self.prior.name, self.prior.latent_channels)
+        place = self._place(task)
         on_shelf = Path(place).is_relative_to(SHELF)
         return str(Path(place).relative_to(SHELF.parent) if on_shelf else place)
+
+    def _place(self, task: str) -> str | Path:
+        """The folder or Hub id of the operator for `task`."""
+        if self._chosen is not None:
+            return self._chosen
+        return find_operator(task, self.prior.name, self.prior.latent_channels)
 
     def _operator(self, task: str) -> LatentOperator:
         """The operator for `task`, loaded once and checked against the prior."""
         if task not in self._operators:
             if self._chosen is None:
-                place = find_operator(task, self.prior.name, self.prior.latent_channels)
-                operator = LatentOperator.from_pretrained(place)
+                operator = LatentOperator.from_pretrained(self._place(task))
             else:
                 repository, _, revision = str(self._chosen).partition("@")
                 operator = LatentOperator.from_pretrained(repository, revision=revision or None)

@@ -1,6 +1,6 @@
 """Train the text-conditioned denoiser of a small prior on latents that are computed once."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -10,13 +10,15 @@ import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from silo.captions import build_tokenizer, special_ids, token_ids
-from silo.data import Photo, to_tensor
+from silo.data import Photo, pictures_fingerprint, to_tensor
+from silo.fingerprint import network_fingerprint
 from silo.training_loop import TrainingLoop
 from silo.widening import widen_from
 
@@ -106,7 +108,7 @@ def build_scheduler() -> DDIMScheduler:
 
 @torch.no_grad()
 def encode_photos(
-    photos: Iterable[Photo],
+    photos: Sequence[Photo],
     autoencoder: AutoencoderTiny,
     cache: Path,
     device: torch.device,
@@ -114,10 +116,14 @@ def encode_photos(
 ) -> list[list[Tensor]]:
     """The latents (C, h, w) fp16 of every picture at its native size, upright and mirrored.
 
-    Computed once and kept in the file `cache`; whole pictures, so that a random crop of a latent
-    is a new training example at no cost.
+    Kept in the file `cache`, and computed where it holds none or others; whole pictures, so that a
+    random crop of a latent is a new training example at no cost.
     """
-    if not cache.is_file():
+    source = {
+        "pictures": pictures_fingerprint(photos),
+        "encoder": network_fingerprint(autoencoder.encoder),
+    }
+    if latents_source(cache) != source:
         tensors = {}
         for index, photo in enumerate(tqdm(photos, desc="encoding", unit="picture")):
             image = to_tensor(photo.pixels)[None]
@@ -128,10 +134,21 @@ def encode_photos(
                     latent = autoencoder.encoder(view.contiguous(memory_format=torch.channels_last))
                 tensors[f"{index:06d}.{mirrored}"] = latent[0].half().cpu().contiguous()
         aside = cache.with_suffix(".partial")
-        save_file(tensors, aside)
-        aside.rename(cache)
+        save_file(tensors, aside, metadata=source)
+        aside.replace(cache)
     stored = load_file(cache)
     return [[stored[f"{i:06d}.{m}"] for m in (0, 1)] for i in range(len(stored) // 2)]
+
+
+def latents_source(cache: Path) -> dict[str, str]:
+    """The fingerprints of the "pictures" and of the "encoder" that kept latents are of.
+
+    Empty where there are no latents, or they do not say it.
+    """
+    if not cache.is_file():
+        return {}
+    with safe_open(cache, "pt") as file:
+        return file.metadata() or {}
 
 
 def train_denoiser(

@@ -3,13 +3,15 @@
     python -m silo train-prior --train_data_dir PHOTOS... --output_dir OUT
 
 What is left to do is timed first, and the time it will take printed. Each part resumes from its
-newest checkpoint; the result is a diffusers pipeline in OUT/pipeline.
+newest checkpoint, if pictures and autoencoder stay as they were when the denoiser was begun; the
+result is a diffusers pipeline in OUT/pipeline.
 """
 
 import argparse
 import json
 import shutil
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -21,9 +23,10 @@ from transformers import CLIPTokenizer
 
 from silo import checkpoints, prior_files
 from silo.allocation import keep_freed_memory
-from silo.data import Photo, iterate_photos
+from silo.data import Photo, iterate_photos, pictures_fingerprint
 from silo.devices import pick_device
 from silo.errors import BadRequest
+from silo.fingerprint import network_fingerprint
 from silo.lpips import LPIPS, find_weights
 from silo.train_autoencoder import AutoencoderTraining, build_autoencoder, train_autoencoder
 from silo.train_denoiser import (
@@ -31,6 +34,7 @@ from silo.train_denoiser import (
     TextToLatent,
     build_scheduler,
     encode_photos,
+    latents_source,
     train_denoiser,
 )
 from silo.training_cost import Stage, estimate
@@ -40,6 +44,8 @@ from silo.widening import widen_from
 RESOLUTION = 256
 HELD_OUT_MEASURED = 40
 STEPS = ("autoencoder_steps", "denoiser_steps", "decoder_steps")
+PARTS = ("autoencoder", "denoiser", "decoder")  # folders of checkpoints
+START_NAME = "start.json"
 DECODER_STEPS, DECODER_LEARNING_RATE, DECODER_LPIPS_WEIGHT = 900, 5e-4, 1.0
 
 
@@ -54,6 +60,11 @@ class StartingPrior(NamedTuple):
     def latent_channels(self) -> int:
         """Channels of its latents."""
         return self.autoencoder.config["latent_channels"]
+
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 of the weights of its networks."""
+        networks = {"autoencoder": self.autoencoder, "denoiser": self.denoiser}
+        return {name: network_fingerprint(network) for name, network in networks.items()}
 
 
 @dataclass(frozen=True)
@@ -86,9 +97,33 @@ class PriorTraining:
     dtype: torch.dtype
     checkpointing_steps: int
 
+    def check(self) -> None:
+        """Make sure that what `output` holds can be gone on with; writes nothing.
+
+        Raises:
+            BadRequest: it began with another prior, or its later parts have other latents.
+        """
+        done = {part: checkpoints.steps_done(self.output / part) for part in PARTS}
+        start = self.output / START_NAME
+        if any(done.values()) and start.is_file() and json.loads(start.read_text()) != self._begun:
+            raise BadRequest(
+                f"{self.output} holds checkpoints that began with another prior: give the same "
+                "--pretrained_model_name_or_path, or choose another --output_dir."
+            )
+        source = latents_source(self._cache)
+        if (done["denoiser"] or done["decoder"]) and source and self._will_encode(source):
+            raise BadRequest(
+                f"{self.output} holds a denoiser or decoder for latents of other pictures, or by "
+                "an autoencoder of fewer steps: give the same --train_data_dir and "
+                f"--autoencoder_steps {done['autoencoder']}, or choose another --output_dir."
+            )
+
     def run(self) -> tuple[AutoencoderTiny, TextToLatent, CLIPTokenizer, dict[str, Any]]:
         """Train all parts, resuming; returns them and the records of their losses."""
         output = self.output
+        aside = output / f"{START_NAME}.partial"
+        aside.write_text(json.dumps(self._begun, indent=1))
+        aside.replace(output / START_NAME)
         autoencoder, joint = self._train_codec(
             self.joint, output / "autoencoder", self.held_out, self._start_of_codec
         )
@@ -119,7 +154,7 @@ class PriorTraining:
             ),
             Stage(
                 "encoding",
-                0 if self._cache.is_file() else len(self.photos),
+                len(self.photos) if self._will_encode(latents_source(self._cache)) else 0,
                 "picture",
                 lambda n, file: self._encode(self.photos[:n], untrained, file),
             ),
@@ -148,6 +183,16 @@ class PriorTraining:
     @property
     def _cache(self) -> Path:
         return self.output / "latents.safetensors"
+
+    @cached_property
+    def _begun(self) -> dict[str, str] | None:
+        """What training begins with, as it is kept in `output`."""
+        return None if self.start is None else self.start.fingerprints()
+
+    def _will_encode(self, source: dict[str, str]) -> bool:
+        """Whether latents of `source` are not those that the denoiser is to be trained on."""
+        will_train = self.joint.steps > checkpoints.steps_done(self.output / "autoencoder")
+        return will_train or source.get("pictures") != pictures_fingerprint(self.photos)
 
     def _train_codec(
         self,
@@ -235,6 +280,7 @@ def main(argv: list[str] | None = None) -> int:
         dtype=dtype,
         checkpointing_steps=arguments.checkpointing_steps,
     )
+    training.check()
     print(f"What is left, by the time of a few steps:\n{estimate(training.stages())}", flush=True)
     autoencoder, denoiser, tokenizer, record = training.run()
     export(autoencoder, denoiser, tokenizer, output / "pipeline")

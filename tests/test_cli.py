@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from operators.convolutional import CompactCNN
 from silo.__main__ import main
@@ -125,6 +126,38 @@ def test_a_folder_run_resumes_and_names_what_it_could_not_read(
     assert (out / "p0_restored.png").stat().st_mtime_ns == stamps["p0_restored.png"]
     assert restore(photos, "--out", out, "--seed", 1) == 0
     assert capsys.readouterr().err.count("up to date") == 0
+
+
+def test_another_mask_or_other_weights_of_the_same_name_are_restored_with_anew(
+    photos: Path, tmp_path: Path, tiny_prior_folder: Path, operator: Path, capsys
+) -> None:
+    prior, own = tmp_path / "prior", tmp_path / "operator"
+    shutil.copytree(tiny_prior_folder, prior)
+    shutil.copytree(operator, own)
+    out, masks = tmp_path / "out.png", [tmp_path / "a.png", tmp_path / "b.png"]
+    for index, path in enumerate(masks):
+        hole = -torch.ones(3, 32, 48)
+        hole[..., 16 * index : 16 * index + 16] = 1
+        save_png(path, hole)
+
+    def is_done(*arguments: object) -> bool:
+        fixed = ["restore", photos / "p0.png", "--prior", prior, "--steps", 1, "--out", out]
+        assert main([str(argument) for argument in (*fixed, *arguments)]) == 0
+        return "up to date" in capsys.readouterr().err
+
+    def train_again(weights: Path) -> None:
+        save_file({key: 0.9 * value for key, value in load_file(weights).items()}, weights)
+
+    fill = ["--task", "inpainting_free", "--sampler", "ldps", "--mask"]
+    assert not is_done(*fill, masks[0]) and is_done(*fill, masks[0])
+    first = load_image(out).pixels
+    assert not is_done(*fill, masks[1])
+    assert not torch.equal(load_image(out).pixels, first)
+    enlarge = ["--task", "super_resolution_x4", "--operator", own]
+    assert not is_done(*enlarge) and is_done(*enlarge)
+    for weights in (own / "model.safetensors", *(prior / "unet").glob("*.safetensors")):
+        train_again(weights)
+        assert not is_done(*enlarge) and is_done(*enlarge)
 
 
 def test_samples_go_to_files_of_their_own(restore, photos: Path, tmp_path: Path) -> None:

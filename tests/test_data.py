@@ -13,11 +13,13 @@ from silo.data import (
     center_crop,
     is_held_out,
     iterate_photos,
+    list_photos,
     random_crop,
     random_resized_crop,
     to_tensor,
 )
-from silo.errors import BadRequest
+from silo.errors import BadImage, BadRequest
+from silo.images import load_image, to_pil
 
 
 def _png(value: int, size: tuple[int, int] = (40, 30)) -> bytes:
@@ -64,6 +66,46 @@ def test_crops_fall_on_the_side_of_their_picture(suffix: str) -> None:
 def test_small_pictures_are_enlarged_to_the_smallest_side(folder: Path) -> None:
     photo = next(iterate_photos([folder], "train", min_side=60))
     assert photo.pixels.shape == (60, 80, 3)
+
+
+def test_pictures_are_decoded_as_those_to_restore_are(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (6, 9, 4), dtype=np.uint8)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the camera was held upright
+    Image.fromarray(noise[..., :3]).save(tmp_path / "turned.jpg", exif=turned)
+    Image.fromarray(noise).save(tmp_path / "see-through.png")
+    Image.fromarray(noise[..., 0].astype(np.uint16) * 256).save(tmp_path / "sixteen.png")
+    found = {photo.name: photo.pixels for photo in iterate_photos([tmp_path], "all")}
+    for path in tmp_path.iterdir():
+        expected = to_pil(load_image(path).pixels)
+        assert np.array_equal(found[path.stem], np.asarray(expected)), path.name
+    assert found["turned"].shape == (9, 6, 3)
+    assert found["sixteen"].max() > 200
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_the_values_of_an_ordinary_picture_are_those_of_its_file(
+    tmp_path: Path, suffix: str
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(noise).resize((90, 60)).save(path)
+    (photo,) = iterate_photos([tmp_path], "all")
+    with Image.open(path) as image:
+        assert np.array_equal(photo.pixels, np.asarray(image))
+
+
+def test_a_damaged_picture_and_one_that_is_gone_are_named(folder: Path) -> None:
+    (folder / "broken.png").write_bytes(_png(1)[:60])
+    (folder / "letter.png").write_text("no picture")
+    files = {photo.name: photo for photo in list_photos([folder], "all")}
+    with pytest.raises(BadImage, match="'broken' in .*broken.png: the file is damaged"):
+        files["broken"].load()
+    with pytest.raises(BadImage, match="'letter' in .*letter.png: this is not a picture"):
+        files["letter"].load()
+    (folder / "shard.tar").unlink()
+    with pytest.raises(BadImage, match="'tarred_3' in .*shard.tar cannot be read .No such file"):
+        files["tarred_3"].load()
 
 
 def test_missing_folders_and_empty_ones_are_named(tmp_path: Path) -> None:

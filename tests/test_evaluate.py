@@ -144,6 +144,32 @@ def test_every_combination_of_samplers_noise_and_prompts_is_a_method_or_a_row(
     assert re.search(r"\| jpeg_q10, noise 0 \|.*\| – \| – \|", (out / "table.md").read_text())
 
 
+def test_other_pictures_of_the_same_names_are_measured_and_shown_themselves(
+    arguments: list[str], out: Path, photos: Path, tmp_path: Path
+) -> None:
+    def run(data: Path, task: str, out: Path) -> tuple[list[float], torch.Tensor]:
+        """The PSNR of measurement and restoration, and the clean picture that was kept."""
+        place = arguments.index(str(photos))
+        call = [*arguments[:place], str(data), *arguments[place + 1 :], "--limit", "1"]
+        assert main([*call, "--tasks", task, "--out", str(out)]) == 0
+        scores = [row["scores"]["psnr"] for row in _metrics(out)["rows"]]
+        return scores, load_image(out / "pictures" / "clean-128" / "p0.png").pixels
+
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(photos / "p1.png", other / "p0.png")
+    expected, clean = run(other, "gaussian_blur", tmp_path / "alone")
+    first, first_clean = run(photos, "gaussian_blur", out)
+    assert first != pytest.approx(expected, abs=1e-3) and not torch.equal(first_clean, clean)
+    for task in (
+        "gaussian_blur",
+        "jpeg_q10",
+    ):  # the latter leaves the rows of the former as they are
+        run(photos, task, out)
+        scores, kept = run(other, "gaussian_blur", out)
+        assert scores == pytest.approx(expected) and torch.equal(kept, clean)
+
+
 def test_a_failure_is_a_row_that_is_tried_again(
     arguments: list[str], out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -434,18 +460,24 @@ def test_two_processes_share_the_pictures_and_one_writes_the_tables(
 
 
 def test_the_record_keeps_whole_rows_and_prefers_the_newer(tmp_path: Path) -> None:
+    for shade, name in enumerate("xyz"):
+        save_png(tmp_path / f"{name}.png", torch.full((3, 8, 8), shade / 2))
+    x, y, z = photos = list_photos([tmp_path], "all")
     first, second = Record(tmp_path, 0), Record(tmp_path, 1)
-    first.add({"key": "a", "picture": "x", "value": 1})
-    second.add({"key": "a", "picture": "y", "value": 2})
+    first.add("a", x, {"value": 1})
+    second.add("a", y, {"value": 2})
     with (tmp_path / "rows-1.jsonl").open("a") as file:
         file.write('{"key": "a", "picture": "z", "va')  # still being written
     first.refresh()
-    assert [row["value"] for row in first.rows("a", ["y", "x", "z"])] == [2, 1]
-    first.add({"key": "a", "picture": "x", "value": 3})
+    assert [row["value"] for row in first.rows("a", [y, x, z])] == [2, 1]
+    first.add("a", x, {"value": 3})
     again = Record(tmp_path, 1)  # which has nothing newer of x
-    assert [row["value"] for row in again.rows("a", ["x"])] == [3]
-    again.add({"key": "a", "picture": "z", "value": 4})
-    assert [row["value"] for row in Record(tmp_path, 0).rows("a", ["x", "y", "z"])] == [3, 2, 4]
+    assert [row["value"] for row in again.rows("a", [x])] == [3]
+    again.add("a", z, {"value": 4})
+    assert [row["value"] for row in Record(tmp_path, 0).rows("a", photos)] == [3, 2, 4]
+    shutil.copy(y.path, x.path)
+    other = list_photos([tmp_path], "all")[0]
+    assert other.name == x.name and Record(tmp_path, 0).get("a", other) is None
 
 
 def test_published_tables_are_complete_and_name_their_source() -> None:

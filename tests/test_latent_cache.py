@@ -12,12 +12,12 @@ from PIL import Image
 from operators.degradation import Degradation
 from operators.function import FUNCTION, register
 from operators.pixel import measure
-from silo.data import list_photos
+from silo.data import END, list_photos
 from silo.errors import Stopped
 from silo.latent_cache import SHARD, LatentCache
 from silo.prior import LatentPrior
 from silo.processes import Processes
-from silo.training_pictures import END, Augmentation, TrainingPictures
+from silo.training_pictures import Augmentation, TrainingPictures
 
 COUNT = SHARD + 6  # two shards
 ONE = Processes(cpu=True)

@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load
 
 from operators.latent import LatentOperator
 from silo import checkpoints
@@ -24,7 +26,7 @@ from silo.train_autoencoder import (
 )
 from silo.train_denoiser import DenoiserTraining
 from silo.train_operator import main as train_operator
-from silo.train_prior import load_start
+from silo.train_prior import PriorTraining, StartingPrior, load_start
 from silo.train_prior import main as train_prior
 from silo.training_log import TrainingLog
 from silo.training_loop import TrainingLoop, warmup_cosine
@@ -245,6 +247,77 @@ def test_a_prior_keeps_what_is_trained_for_no_steps_from_the_one_it_begins_with(
     assert not all(torch.equal(before[name], after[name]) for name in before)
     with pytest.raises(BadRequest, match="--autoencoder_steps above 0"):
         train_prior([*arguments, "--latent_channels", "12"])
+
+
+@pytest.fixture
+def prior_training(tmp_path: Path) -> PriorTraining:
+    """A training of seconds, on pictures of 48 pixels."""
+    (tmp_path / "prior").mkdir()
+    return PriorTraining(
+        photos=_photos(),
+        held_out=_photos(1, 256),
+        joint=replace(AUTOENCODER, steps=1, learning_rate=1.0),  # which half precision shows
+        denoising=DenoiserTraining((32, 64), 32, 32, latent_size=4, steps=1, batch=2),
+        alone=replace(AUTOENCODER, steps=1, decoder_alone=True),
+        lpips=None,
+        start=None,
+        output=tmp_path / "prior",
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        checkpointing_steps=1,
+    )
+
+
+def test_a_denoiser_is_trained_on_with_the_latents_it_began_with_alone(
+    prior_training: PriorTraining,
+) -> None:
+    training, output = prior_training, prior_training.output
+    one, two, *rest = training.photos
+    swapped = replace(training, photos=[two, one, *rest])
+    finer = replace(training, joint=replace(training.joint, steps=2))
+
+    def latents() -> dict[str, torch.Tensor]:
+        return load(cache.read_bytes())
+
+    cache = output / "latents.safetensors"
+    training.check()
+    training.run()
+    first, written = latents(), cache.stat().st_mtime_ns
+    longer = replace(training, denoising=replace(training.denoising, steps=2))
+    longer.check()
+    assert [stage.units for stage in longer.stages()] == [0, 0, 1, 0]
+    assert longer.run()[3]["denoiser"]["settings"]["steps"] == 2
+    assert cache.stat().st_mtime_ns == written
+    for other in (swapped, finer):
+        with pytest.raises(BadRequest, match="--autoencoder_steps 1, or choose another --output"):
+            other.check()
+    # As long as nothing was trained on them, latents are made anew.
+    for other in (swapped, finer):
+        for part in ("denoiser", "decoder"):
+            shutil.rmtree(output / part)
+        other.check()
+        assert other.stages()[1].units == len(training.photos)
+        other.run()
+        if other is swapped:
+            assert torch.equal(latents()["000000.0"], first["000001.0"])
+    assert not torch.equal(latents()["000000.0"], first["000000.0"])
+
+
+def test_a_prior_is_not_trained_on_as_if_it_had_begun_with_another(
+    prior_training: PriorTraining,
+) -> None:
+    autoencoder, denoiser, tokenizer, _ = prior_training.run()
+    start = StartingPrior(autoencoder, denoiser, tokenizer)
+    with pytest.raises(BadRequest, match="began with another prior"):
+        replace(prior_training, start=start).check()
+    prior_training.check()
+    (prior_training.output / "other").mkdir()
+    other = replace(prior_training, start=start, output=prior_training.output / "other")
+    other.check()
+    other.run()
+    other.check()
+    with pytest.raises(BadRequest, match="began with another prior"):
+        replace(other, start=None).check()
 
 
 def test_a_prior_cannot_begin_with_one_of_more_channels(folder: Path, tmp_path: Path) -> None:

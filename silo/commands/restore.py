@@ -58,7 +58,9 @@ def main(argv: list[str]) -> int:
             _say(f"{arguments.degradation} is not what the operator was trained for.")
     elif arguments.task not in TASKS:
         degradation = restorer.task(arguments.task).degradation
-    mask = None if arguments.mask is None else load_mask(arguments.mask)
+    mask = mask_sha256 = None
+    if arguments.mask is not None:
+        mask, mask_sha256 = load_mask(arguments.mask), _sha256(arguments.mask)
     captioner = Captioner(device=device) if arguments.caption else None
     failures = []
     for index, (picture, output) in enumerate(zip(pictures, outputs, strict=True)):
@@ -85,7 +87,7 @@ def main(argv: list[str]) -> int:
                 seed=arguments.seed,
             )
             title = picture.name if len(pictures) == 1 else f"{index + 1}/{len(pictures)}"
-            _restore_one(restorer, request, picture, output, title, arguments.json)
+            _restore_one(restorer, request, picture, mask_sha256, output, title, arguments.json)
             for line in loaded.notices:
                 _say(line)
         except PICTURE_ERRORS as error:
@@ -161,12 +163,17 @@ def _restore_one(
     restorer: Restorer,
     request: RestorationRequest,
     picture: Path,
+    mask_sha256: str | None,
     output: Path,
     title: str,
     as_json: bool,
 ) -> None:
-    digest = hashlib.sha256(picture.read_bytes()).hexdigest()
-    record = {**restorer.parameters(request), "input": {"name": picture.name, "sha256": digest}}
+    record = {
+        **restorer.parameters(request),
+        "input": {"name": picture.name, "sha256": _sha256(picture)},
+        "mask": mask_sha256,
+        "weights": restorer.weights(request),
+    }
     paths = sample_paths(output, request.samples)
     if all(_is_done(path, record) for path in paths):
         _say(f"{output} is up to date: skipped.")
@@ -181,6 +188,10 @@ def _restore_one(
         print(json.dumps(_report(restorer, request, result, paths)), flush=True)
     else:
         print(*paths, sep="\n", flush=True)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _is_done(path: Path, record: dict[str, Any]) -> bool:

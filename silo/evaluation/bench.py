@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -20,8 +19,8 @@ from silo.devices import pick_device, pick_dtype
 from silo.errors import BadImage
 from silo.evaluation.jobs import Autoencoding, Job, OperatorAccuracy, Restoration, Store, job_key
 from silo.evaluation.record import Record
+from silo.fingerprint import weights_fingerprints
 from silo.prior import LatentPrior
-from silo.prior_files import locate
 from silo.protocols import Setting
 from silo.restorer import Restorer
 from silo.samplers import SAMPLERS
@@ -61,7 +60,6 @@ class Bench:
         self._show_progress = show_progress
         self._prior: LatentPrior | None = None
         self._restorers: dict[str | None, Restorer] = {}
-        self._fingerprints: dict[Path, str] = {}
 
     def run(self, settings: Sequence[Setting], photos: Sequence[PhotoFile]) -> None:
         """Measure what the record does not hold yet, each picture in all settings of a prior.
@@ -79,18 +77,18 @@ class Bench:
                 progress.total -= len(jobs) * len(photos) - len(pending)
                 progress.refresh()
                 for photo, job in pending:
-                    row = {"key": job.key, "picture": photo.name, **job.identity(photo)}
+                    identity = job.identity(photo)
                     try:
-                        found = job.run(load(photo), self.record)
+                        found = job.run(photo, load(photo), self.record)
                     except BadImage as error:
                         found = {"error": str(error)}
-                    self.record.add({**row, **found})
+                    self.record.add(job.key, photo, {**identity, **found})
                     progress.update()
 
     def is_done(self, settings: Sequence[Setting], photos: Sequence[PhotoFile]) -> bool:
         """Whether every picture has a row for every setting, be it one of a failure."""
         keys = {job_key(setting, self.study) for setting in settings}
-        return all(self.record.get(key, photo.name) for key in keys for photo in photos)
+        return all(self.record.get(key, photo) for key in keys for photo in photos)
 
     def prior(self, name: str) -> LatentPrior:
         """The prior of this name; the one before is forgotten."""
@@ -127,25 +125,14 @@ class Bench:
 
     def _weights(self, setting: Setting, prior: LatentPrior) -> dict[str, str | None]:
         """The fingerprints of prior and operator, as far as no revision names them."""
-        folder, revision = locate(prior.name, None, prior.dtype)
-        weights = {"prior": self._fingerprint(folder) if revision is None else None}
+        operator = None
         if SAMPLERS[setting.sampler].needs_operator and self.study != "autoencoder":
-            folder = Path(place_operator(setting, prior))
-            weights["operator"] = self._fingerprint(folder) if folder.is_dir() else None
-        return weights
-
-    def _fingerprint(self, folder: Path) -> str:
-        """The SHA-256 of the weights in a folder."""
-        if folder not in self._fingerprints:
-            digest = hashlib.sha256()
-            for path in sorted(folder.rglob("*.safetensors")):
-                digest.update(path.read_bytes())
-            self._fingerprints[folder] = digest.hexdigest()
-        return self._fingerprints[folder]
+            operator = place_operator(setting, prior)
+        return weights_fingerprints(prior, operator)
 
     def _holds(self, job: Job, photo: PhotoFile) -> bool:
         """Whether there is a row, and no failure's, that would come out the same again."""
-        row = self.record.get(job.key, photo.name)
+        row = self.record.get(job.key, photo)
         if row is None or "error" in row or not job.is_kept(photo):
             return False
         identity = json.loads(json.dumps(job.identity(photo)))

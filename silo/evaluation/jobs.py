@@ -17,9 +17,9 @@ from torch import Tensor
 from operators.latent import LatentOperator
 from silo.data import Photo, PhotoFile, center_crop
 from silo.devices import generators, peak_memory, reset_peak_memory
-from silo.errors import SiloError
+from silo.errors import BadImage, SiloError
 from silo.evaluation.record import Record, Row
-from silo.images import save_png
+from silo.images import read_parameters, save_png
 from silo.inception import Inception
 from silo.lpips import FILES, find_weights
 from silo.metrics import lpips, psnr, score, ssim
@@ -29,6 +29,8 @@ from silo.request import RestorationRequest
 from silo.restorer import Restorer, Result, measurement_generator
 from silo.samplers.problem import Problem
 from silo.schedule import to_clean
+
+CONTENT = "content"  # in the parameters of a kept picture: the fingerprint of what it was made of
 
 
 class Store:
@@ -55,24 +57,36 @@ class Store:
         return self.folder / "features" / key / f"{_file_name(name)}.safetensors"
 
     def save(
-        self, key: str, name: str, images: Tensor, parameters: Mapping[str, Any] | None = None
+        self,
+        key: str,
+        photo: PhotoFile,
+        images: Tensor,
+        parameters: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write images (N, 3, H, W) and their features."""
-        for index, image in enumerate(images):
-            path = self.picture(key, name, index)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_png(path, image, parameters)
+        """Write what was made of `photo`, images (N, 3, H, W), and their features."""
+        # A picture that is there says that its features are, too.
+        self.picture(key, photo.name).unlink(missing_ok=True)
         if self._inception is not None:
-            path = self.features(key, name)
+            path = self.features(key, photo.name)
             path.parent.mkdir(parents=True, exist_ok=True)
             aside = path.with_suffix(".partial")
             save_file({"features": self._inception.features(images)}, aside)
             aside.replace(path)
+        for index, image in enumerate(images):
+            path = self.picture(key, photo.name, index)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_png(path, image, {**(parameters or {}), CONTENT: photo.fingerprint})
 
-    def holds(self, key: str, name: str) -> bool:
-        """Whether a picture is there, with its features where there is the network."""
-        features = self._inception is None or self.features(key, name).is_file()
-        return features and self.picture(key, name).is_file()
+    def holds(self, key: str, photo: PhotoFile) -> bool:
+        """Whether a picture made of `photo` is there, with its features if there is the network."""
+        path = self.picture(key, photo.name)
+        if self._inception is not None and not self.features(key, photo.name).is_file():
+            return False
+        try:
+            parameters = read_parameters(path) if path.is_file() else None
+        except BadImage:  # damaged by the file system: made again
+            return False
+        return parameters is not None and parameters.get(CONTENT) == photo.fingerprint
 
 
 class Job(ABC):
@@ -86,15 +100,15 @@ class Job(ABC):
 
     @abstractmethod
     def identity(self, photo: PhotoFile) -> Row:
-        """All that the row of a picture depends on, JSON-able."""
+        """All that the row of a picture depends on but for the picture, JSON-able."""
 
     def is_kept(self, photo: PhotoFile) -> bool:
         """Whether the files that the row of a picture belongs to are there."""
         return True
 
     @abstractmethod
-    def run(self, photo: Photo, record: Record) -> Row:
-        """The further entries of the row of a picture."""
+    def run(self, photo: PhotoFile, loaded: Photo, record: Record) -> Row:
+        """Measure on a picture; returns the further entries of its row."""
 
 
 class Restoration(Job):
@@ -129,18 +143,18 @@ class Restoration(Job):
             "size": self._size,
         }
 
-    def run(self, photo: Photo, record: Record) -> Row:
+    def run(self, photo: PhotoFile, loaded: Photo, record: Record) -> Row:
         """Restore; an error that concerns this restoration becomes its row."""
         device = self._restorer.prior.device
         bounded = reset_peak_memory(device)
         try:
-            image = center_crop(photo, self._size)[None]
+            image = center_crop(loaded, self._size)[None]
             result = _run(self._restorer, _request(self._setting, photo.caption, image))
         except SiloError as error:
             return {"error": str(error)}
         memory = peak_memory(device) if bounded else None
         self._keep_source(photo, result, record)
-        self._store.save(self.key, photo.name, result.images, result.parameters)
+        self._store.save(self.key, photo, result.images, result.parameters)
         return {
             "scores": {
                 **asdict(score(result.measured, result.restored)),
@@ -156,21 +170,20 @@ class Restoration(Job):
     def is_kept(self, photo: PhotoFile) -> bool:
         """Whether restoration, measurement and clean picture are there."""
         keys = (self.key, measurement_key(self._setting, self._size), clean_key(self._size))
-        return all(self._store.holds(key, photo.name) for key in keys)
+        return all(self._store.holds(key, photo) for key in keys)
 
-    def _keep_source(self, photo: Photo, result: Result, record: Record) -> None:
+    def _keep_source(self, photo: PhotoFile, result: Result, record: Record) -> None:
         """Keep the clean picture and the scored measurement, unless another setting has."""
         clean = result.clean
         assert clean is not None, "an evaluation simulates the damage"
-        if not self._store.holds(clean_key(self._size), photo.name):
-            self._store.save(clean_key(self._size), photo.name, clean)
+        if not self._store.holds(clean_key(self._size), photo):
+            self._store.save(clean_key(self._size), photo, clean)
         key = measurement_key(self._setting, self._size)
-        row, measures = record.get(key, photo.name), self._store.measures
-        if row is None or row["measures"] != measures or not self._store.holds(key, photo.name):
-            self._store.save(key, photo.name, result.measurement)
+        row, measures = record.get(key, photo), self._store.measures
+        if row is None or row["measures"] != measures or not self._store.holds(key, photo):
+            self._store.save(key, photo, result.measurement)
             scores = asdict(score(result.measured, result.measured.full_size))
-            entry = {"key": key, "picture": photo.name, "measures": measures, "scores": scores}
-            record.add(entry)
+            record.add(key, photo, {"measures": measures, "scores": scores})
 
 
 class Autoencoding(Job):
@@ -195,16 +208,16 @@ class Autoencoding(Job):
     def is_kept(self, photo: PhotoFile) -> bool:
         """Whether both pictures are there."""
         keys = (self.key, clean_key(self._prior.native_size))
-        return all(self._store.holds(key, photo.name) for key in keys)
+        return all(self._store.holds(key, photo) for key in keys)
 
     @torch.no_grad()
-    def run(self, photo: Photo, record: Record) -> Row:
+    def run(self, photo: PhotoFile, loaded: Photo, record: Record) -> Row:
         """Encode and decode one picture."""
         size = self._prior.native_size
-        clean = center_crop(photo, size)[None]
+        clean = center_crop(loaded, size)[None]
         image = self._prior.decode(self._prior.encode(clean.to(self._prior.device))).cpu()
-        self._store.save(clean_key(size), photo.name, clean)
-        self._store.save(self.key, photo.name, image)
+        self._store.save(clean_key(size), photo, clean)
+        self._store.save(self.key, photo, image)
         scores = {
             "psnr": float(psnr(image, clean)),
             "cpsnr": None,
@@ -251,10 +264,10 @@ class OperatorAccuracy(Job):
         return {"parameters": parameters, "weights": self._weights, "size": size}
 
     @torch.no_grad()
-    def run(self, photo: Photo, record: Record) -> Row:
+    def run(self, photo: PhotoFile, loaded: Photo, record: Record) -> Row:
         """Compare with the encoding of one picture's noiseless measurement."""
         prior, setting = self._prior, self._setting
-        x = center_crop(photo, prior.native_size)[None]
+        x = center_crop(loaded, prior.native_size)[None]
         degradation = setting.measured.with_noise(0.0)
         pixels = degradation.operator()
         size = prior.native_size

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from silo.data import PhotoFile
 
 Row = dict[str, Any]
 
 
 class Record:
     """Rows by what was measured (`key`) and on which picture; a newer row replaces an older one.
+
+    A picture is known by its name and its content: another one of the same name has other rows.
 
     A row is on disk, whole, before the next one is begun; a line that an interruption cut short is
     dropped.
@@ -25,7 +30,7 @@ class Record:
             content = self._own.read_bytes()
             with self._own.open("r+b") as file:
                 file.truncate(content.rfind(b"\n") + 1)
-        self._rows: dict[tuple[str, str], Row] = {}
+        self._rows: dict[tuple[str, str, str | None], Row] = {}
         self.refresh()
 
     def refresh(self) -> None:
@@ -35,23 +40,26 @@ class Record:
             for line in complete.splitlines():
                 self._keep(json.loads(line))
 
-    def get(self, key: str, picture: str) -> Row | None:
-        """The row of `key` and `picture`, if there is one."""
-        return self._rows.get((key, picture))
+    def get(self, key: str, photo: PhotoFile) -> Row | None:
+        """The row of `key` and `photo`, if there is one."""
+        return self._rows.get((key, photo.name, photo.fingerprint))
 
-    def rows(self, key: str, pictures: list[str]) -> list[Row]:
-        """The rows of `key` that there are, in the order of `pictures`."""
-        return [row for picture in pictures if (row := self.get(key, picture)) is not None]
+    def rows(self, key: str, photos: Iterable[PhotoFile]) -> list[Row]:
+        """The rows of `key` that there are, in the order of `photos`."""
+        return [row for photo in photos if (row := self.get(key, photo)) is not None]
 
-    def add(self, row: Row) -> None:
-        """Append a row, which has a "key" and a "picture", and note when."""
-        line = json.dumps({**row, "written": time.time()}, allow_nan=False) + "\n"
+    def add(self, key: str, photo: PhotoFile, entries: Row) -> None:
+        """Append the row of `key` and `photo`, and note when."""
+        name = {"key": key, "picture": photo.name, "content": photo.fingerprint}
+        row = {**name, **entries, "written": time.time()}
+        line = json.dumps(row, allow_nan=False) + "\n"
         with self._own.open("a") as file:
             file.write(line)
         self._keep(json.loads(line))
 
     def _keep(self, row: Row) -> None:
         # A run of fewer processes may have measured anew what another's file holds.
-        older = self._rows.get((row["key"], row["picture"]))
+        place = row["key"], row["picture"], row.get("content")  # older versions wrote none
+        older = self._rows.get(place)
         if older is None or older["written"] <= row["written"]:
-            self._rows[row["key"], row["picture"]] = row
+            self._rows[place] = row

@@ -34,7 +34,7 @@ def search(
         bench.run(list(tried.values()), photos)
         results = []
         for factor, candidate in tried.items():
-            rows = bench.record.rows(candidate.key, [photo.name for photo in photos])
+            rows = bench.record.rows(candidate.key, photos)
             scores = [row["scores"] for row in rows if "scores" in row]
             # A factor at which the sampler diverged is no candidate.
             means = {

@@ -182,10 +182,10 @@ class Restorer:
             height, width = measured.fit.scaled
             notices.append(f"The picture was worked on at {width}x{height} pixels.")
             if request.mask is not None and measured.mask is not None:
-                before, left = float(request.mask.mean()), float(measured.mask.mean())
-                if left < LEAST_KNOWN_LEFT * before:
+                known, left = float(request.mask.mean()), float(measured.mask.mean())
+                if left < LEAST_KNOWN_LEFT * known:
                     notices.append(
-                        f"Of it {left:.1%} is wholly known, of the original {before:.0%}."
+                        f"Of it {left:.1%} is wholly known, of the original {known:.0%}."
                     )
         seconds = time.perf_counter() - started
         nfe, encodes, decodes = (

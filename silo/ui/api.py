@@ -86,8 +86,7 @@ def _endpoint(restoring: Restoring, models: Models, component: gr.File) -> Calla
             mask: for inpainting tasks, a picture of the photo's size, white where to fill in.
             preset: quick (silo-fast, 16 steps), balanced (silo, 100) or paper (silo, 1000).
             steps: denoising steps, 1 to 1000, in place of the preset's.
-            eta: consistency scale (for 1,000 steps) in place of the operator's; higher keeps closer
-                to the photo.
+            eta: consistency scale, for 1,000 steps; higher keeps closer to the photo.
             noise_sigma: standard deviation of the photo's noise, where white is 1.
             prompt: what the photo shows.
             negative_prompt: what it does not show; needs a guidance scale above 1.

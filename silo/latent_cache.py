@@ -40,6 +40,7 @@ from silo.errors import Stopped
 from silo.interruption import signals_postponed
 from silo.prior import LatentPrior
 from silo.processes import Processes
+from silo.streams import stream
 from silo.training_pictures import TrainingPictures
 
 FORMAT = 2
@@ -47,7 +48,6 @@ SHARD = 64  # pictures
 ENCODED_AT_ONCE = 8
 WORKERS = 4  # threads that read, cut and degrade, in each process
 LEFT_SECONDS = 3600  # writing a shard takes seconds
-_MEASUREMENT_STREAM = 1 << 40  # far above what the crops are drawn from
 
 Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
@@ -256,8 +256,7 @@ def _measurements(
     for index in indices:
         picture = pictures.crop(index)[None]
         for draw in range(draws):
-            seed = _MEASUREMENT_STREAM + (pictures.seed * 1_000_003 + index) * 1009 + draw
-            generator = torch.Generator().manual_seed(seed)
+            generator = stream("measurement", pictures.seed, index, draw)
             sigma = low + (high - low) * float(torch.rand((), generator=generator))
             mask = operator.draw_mask(side, side, generator)
             y = measure(picture, degradation.with_noise(sigma), generator, mask)

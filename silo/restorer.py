@@ -37,6 +37,7 @@ from silo.request import RestorationRequest
 from silo.samplers import SAMPLERS
 from silo.samplers.problem import Problem, Step
 from silo.schedule import spaced
+from silo.streams import stream
 
 # The paper bounds the measurement latent (section 4.1): SD 1.5's latents stay within +-4.
 MEASUREMENT_LATENT_BOUND = 4.0
@@ -46,7 +47,6 @@ LARGEST_SIDE_RATIO = 2
 LEAST_KNOWN_LEFT = 0.5  # of what is known, after scaling; a result with less says so
 PAPER_STEPS = 1000  # what the paper's consistency scales are for
 FADE_RADIUS = 2  # px; half the width of the seam around a hole
-_MEASUREMENT_STREAM = 1 << 40  # far above any sample's seed
 
 
 @dataclass(frozen=True)
@@ -427,4 +427,4 @@ def _calls(prior: LatentPrior) -> tuple[int, int, int]:
 
 def measurement_generator(seed: int) -> torch.Generator:
     """Where a simulated measurement's mask and noise come from: apart from the samples' noise."""
-    return torch.Generator().manual_seed(seed + _MEASUREMENT_STREAM)
+    return stream("measurement", seed)

@@ -130,6 +130,17 @@ def test_what_an_operator_turns_around_is_turned_back() -> None:
     assert float((sample - z).abs().mean()) < 0.05
 
 
+def test_what_no_latent_could_have_given_does_not_drive_the_rest_away() -> None:
+    """H_theta loses the last channel, where corrections would add 2 / 0.65 at every step."""
+    z, operator = draw(16), LinearOperator()
+    w = operator(z, torch.tensor([0.01]))
+    wrong = w + torch.tensor([0.0, 0.0, 2.0]).view(1, 3, 1, 1)
+    right, sample = (restored(problem(each, operator), 0) for each in (w, wrong))
+    assert float((sample - z)[:, :2].abs().mean()) < 0.05
+    # What corrections add in the noisier half of the steps fades; all of them would add 13.
+    assert abs(float((sample - right)[:, 2].mean())) < 0.6
+
+
 def test_descent_ends_at_the_proximal_point() -> None:
     """The minimum of ||w - H z||^2 / s^2 + ||z - z0hat||^2 / (eta r^2), for H = -0.8."""
     z = draw(4)

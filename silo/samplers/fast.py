@@ -20,8 +20,10 @@ Measure = Callable[[Tensor], Tensor]  # H_theta of clean estimates (B, C, h, w)
 # The correction converges where the norm of the Jacobian, which is near 1, stays below twice this.
 JACOBIAN = 0.65
 PROBES = 3  # corrections of w by itself, after which it shows whether they converge
-DESCENT_STEPS = 6  # in place of one correction where they do not
-KEPT_NOISE = 0.3  # the share of the predicted noise in the next level's; the rest is fresh
+STALLED = 0.92  # of the error is left by the last of them where they do not,
+REMAINING = 0.25  # and so much of the first error, or more
+DESCENT_STEPS = 5  # in place of one correction there
+KEPT_NOISE = 0.65  # the share of the predicted noise in the next level's; the rest is fresh
 # rmse of an operator that does not say its own, per latent element.
 DEFAULT_RMSE = 0.15
 
@@ -43,9 +45,11 @@ def silo_fast(
     denoiser leaves open, r^2 = 1 - abar, against H_theta's error on held-out latents, s = `rmse`;
     k is the share of a latent pixel that is known.
 
-    Where H_theta turns detail around, as a motion blur does, such corrections grow from one to the
-    next. This is tried on w beforehand; a measurement of that kind is answered by steps of gradient
-    descent on ||w - H_theta(z)||^2 / s^2 + ||z - z0hat||^2 / (eta r^2), through H_theta alone.
+    Where H_theta loses detail altogether, as in SR x8, such corrections stop short of w and grow
+    what cannot be reached; where it turns detail around, as a motion blur does, they diverge. This
+    is tried on w beforehand. A measurement of that kind is answered, in the less noisy half of the
+    steps, by gradient descent on ||w - H_theta(z)||^2 / s^2 + ||z - z0hat||^2 / (eta r^2), through
+    H_theta alone; in the other half, which paints no detail, a correction does as well.
 
     For the arguments see `Sampler`; here eta divides the variance that H_theta's error is taken
     to have, and 0 leaves w out. What lies in a hole is left to the denoiser.
@@ -63,7 +67,7 @@ def silo_fast(
     known = _known(problem.mask, w)
     rmse = DEFAULT_RMSE if operator is None else operator.metadata.get("rmse", DEFAULT_RMSE)
     z = standard_normal(generators, w)
-    diverging: Tensor | None = None
+    stalling: Tensor | None = None
     for index, (t, alpha_bar, alpha_bar_prev) in enumerate(schedule):
         prediction = problem.predict(z, t)
         kind = problem.prior.prediction_type
@@ -75,24 +79,24 @@ def silo_fast(
         doubt = eta * (1 - alpha_bar)
         moved = clean + doubt / (JACOBIAN * known * doubt + rmse**2) * error
         if index == 0:
-            diverging = _diverging(measure, w, known)
-        if diverging is not None:
+            stalling = _stalling(measure, w, known)
+        if stalling is not None and index >= len(schedule) // 2:
             descended = _descend(measure, clean, w, known, doubt, rmse**2)
-            moved = torch.where(diverging, descended, moved)
+            moved = torch.where(stalling, descended, moved)
         noise = KEPT_NOISE * epsilon + (1 - KEPT_NOISE**2) ** 0.5 * standard_normal(generators, z)
         z = alpha_bar_prev**0.5 * moved + (1 - alpha_bar_prev) ** 0.5 * noise
         yield Step(index, len(schedule), t, clean, z, residual)
 
 
-def _diverging(measure: Measure, w: Tensor, known: Tensor) -> Tensor | None:
-    """For which measurements corrections do not end, (1 or B, 1, 1, 1); None if for none."""
+def _stalling(measure: Measure, w: Tensor, known: Tensor) -> Tensor | None:
+    """For which measurements corrections do not converge, (1 or B, 1, 1, 1); None if for none."""
     z, errors = w, []
     for _ in range(PROBES + 1):
         error = known * (w - measure(z))
         errors.append(vector_norm(error, dim=(1, 2, 3), keepdim=True))
         z = z + error / JACOBIAN
-    grown = errors[-1] > errors[0]
-    return grown if grown.any() else None
+    stalling = (errors[-1] > STALLED * errors[-2]) & (errors[-1] > REMAINING * errors[0])
+    return stalling if stalling.any() else None
 
 
 def _descend(
@@ -120,4 +124,4 @@ def _known(mask: Tensor | None, w: Tensor) -> Tensor:
     return adaptive_avg_pool2d(mask.to(w), (w.shape[2], w.shape[3]))
 
 
-SILO_FAST = Sampler(silo_fast, needs_operator=True, differentiates=False, steps=16, eta=1.0)
+SILO_FAST = Sampler(silo_fast, needs_operator=True, differentiates=False, steps=16, eta=0.7)

@@ -11,7 +11,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageCms, ImageFile, ImageOps
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -62,8 +62,8 @@ def decode(path: str | os.PathLike[str]) -> tuple[Image.Image, list[str]]:
     """Decodes an untrusted file of at most MAX_FILE_BYTES and MAX_PIXELS.
 
     The size in the header is looked at before any pixel is decoded. Sixteen bits are scaled to
-    eight, palettes and CMYK are converted, the EXIF orientation is applied, and of an animation or
-    of several pages only the first is used.
+    eight, palettes and CMYK are converted, colours of another profile become sRGB, the EXIF
+    orientation is applied, and of an animation or of several pages only the first is used.
 
     Returns:
         An image of mode RGB, or RGBA where some pixel is not opaque; and the notices.
@@ -97,6 +97,12 @@ def decode_bytes(data: bytes, name: str) -> tuple[Image.Image, list[str]]:
             notices.append(f"{name}: only the first of its frames or pages is used.")
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
+        profile = image.info.pop("icc_profile", None)
+        if profile:
+            try:
+                image = _to_srgb(image, profile)
+            except (ImageCms.PyCMSError, OSError):
+                notices.append(f"{name}: its colour profile does not fit; sRGB was presumed.")
         return _to_rgb(image, name), notices
 
 
@@ -165,6 +171,26 @@ def _what_else(data: bytes) -> str:
     if data[4:8] == b"ftyp":
         return "this is a HEIC or AVIF picture or a video"
     return "this is not a picture in a known format"
+
+
+def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """The same colours in sRGB; what says that it is sRGB already stays as it is.
+
+    Raises:
+        OSError, PyCMSError: not a profile, or not one for such pixels.
+    """
+    own = ImageCms.ImageCmsProfile(BytesIO(profile))
+    if ImageCms.getProfileDescription(own).startswith("sRGB"):
+        return image  # there are many of them, and each would move some pixels by a level
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+    elif image.mode == "P":
+        image = image.convert("RGB")
+    mode = "RGBA" if image.mode == "RGBA" else "RGB"
+    srgb = ImageCms.createProfile("sRGB")
+    converted = ImageCms.profileToProfile(image, own, srgb, outputMode=mode)
+    assert converted is not None, "only a conversion in place gives nothing"
+    return converted
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,8 @@ class Measured:
         mask: (1, 1, H, W), 1 = known, for the tasks that have one.
         clean: the clean picture (1, 3, H, W) when the damage is simulated.
         fit: how the picture went on the grid, at the size of what is restored.
+        original: the measurement as it came, (1, 3, *fit.original), where it was scaled down.
+        original_mask: its mask, (1, 1, *fit.original), alike.
     """
 
     degradation: Degradation
@@ -66,11 +68,23 @@ class Measured:
     mask: Tensor | None
     clean: Tensor | None
     fit: Fit
+    original: Tensor | None = None
+    original_mask: Tensor | None = None
 
     @property
     def full_size(self) -> Tensor:
         """The measurement as large as the restoration, (1, 3, H, W)."""
         return self.degradation.operator().to_full_size(self.y).clamp(-1, 1)
+
+    @property
+    def output_size(self) -> Tensor:
+        """The measurement as large as the picture that comes back, (1, 3, *fit.output)."""
+        if self.original is None:
+            return self.fit.undo(self.full_size)
+        operator, y = self.degradation.operator(), self.original
+        if self.original_mask is not None:
+            y = operator.forward(y, self.original_mask)
+        return operator.to_full_size(y).clamp(-1, 1)
 
 
 @dataclass(frozen=True)
@@ -127,17 +141,21 @@ class Result:
     @property
     def images(self) -> Tensor:
         """The restorations at the size of the original picture, (B, 3, H, W) in [-1, 1]."""
-        return self.measured.fit.undo(self.restored)
+        return torch.cat(list(self.image_by_image()))
 
     def image_by_image(self) -> Iterator[Tensor]:
         """Yield `images` one after another, each (1, 3, H, W): many at once may take gigabytes."""
+        original, mask = self.measured.original, self.measured.original_mask
         for sample in self.restored.split(1):
-            yield self.measured.fit.undo(sample)
+            image = self.measured.fit.undo(sample)
+            if original is not None and mask is not None and self.parameters["keep_known"]:
+                image = keep_known(image, original, mask)  # scaling lost detail around the holes
+            yield image
 
     @property
     def measurement(self) -> Tensor:
         """The measurement at the size of `images`, (1, 3, H, W) in [-1, 1]."""
-        return self.measured.fit.undo(self.measured.full_size)
+        return self.measured.output_size
 
     @property
     def clean(self) -> Tensor | None:
@@ -181,6 +199,8 @@ class Restorer:
         if measured.fit.scaled != measured.fit.original:
             height, width = measured.fit.scaled
             notices.append(f"The picture was worked on at {width}x{height} pixels.")
+            if request.keep_known and measured.original_mask is not None:
+                notices.append("What is known in it comes back at its own size.")
             if request.mask is not None and measured.mask is not None:
                 known, left = float(request.mask.mean()), float(measured.mask.mean())
                 if left < LEAST_KNOWN_LEFT * known:
@@ -225,7 +245,10 @@ class Restorer:
         else:
             # What lies in a hole is no measurement: the operator expects it to be empty.
             y, clean = picture if mask is None else operator.forward(picture, mask), None
-        return Measured(degradation, y, mask, clean, plan)
+        measured = Measured(degradation, y, mask, clean, plan)
+        if request.simulate or plan.scaled == plan.original:
+            return measured
+        return replace(measured, original=request.image, original_mask=request.mask)
 
     def task(self, name: str) -> Task:
         """The catalog's task of this name, or else the one that the operator was trained for.
@@ -413,7 +436,7 @@ def keep_known(restored: Tensor, measurement: Tensor, mask: Tensor) -> Tensor:
     hole = F.max_pool2d(1 - mask, size, stride=1, padding=padding)
     # Averaged after growing: still 1 in the whole hole, then down to 0 over 2 FADE_RADIUS pixels.
     weight = F.avg_pool2d(hole, size, stride=1, padding=padding, count_include_pad=False)
-    return weight * restored + (1 - weight) * measurement
+    return torch.lerp(measurement, restored, weight)
 
 
 @torch.no_grad()

@@ -88,6 +88,40 @@ def test_a_large_picture_is_scaled_down_said_so_and_returned_at_its_size(
     assert any("worked on at" in notice for notice in result.notices)
 
 
+def test_of_a_large_picture_what_is_known_comes_back_at_its_own_size(
+    tiny_prior: LatentPrior, operators: dict[str, Path]
+) -> None:
+    restorer = Restorer(tiny_prior, operator=operators["inpainting_free"])
+    picture = _picture(300, 500)
+    picture[..., ::2] *= -1  # detail that scaling loses
+    mask = torch.ones(1, 1, 300, 500)
+    mask[..., 100:180, 200:290] = 0
+    far = torch.ones_like(mask)
+    far[..., 90:190, 190:300] = 0
+    kept, painted = (
+        _restore(
+            restorer,
+            RestorationRequest(
+                "inpainting_free", picture, mask=mask, steps=1, samples=2, keep_known=keep
+            ),
+        )[1]
+        for keep in (True, False)
+    )
+    assert kept.images.shape == (2, 3, 300, 500)
+    known, hole = (each.bool().expand_as(kept.images) for each in (far, mask == 0))
+    both = picture.expand_as(kept.images)
+    assert torch.equal(kept.images[known], both[known])
+    assert (painted.images[known] - both[known]).abs().mean() > 0.1
+    inside = (..., slice(110, 170), slice(210, 280))  # the rest of the hole is blended on the grid
+    assert torch.equal(kept.images[inside], painted.images[inside])
+    assert not torch.equal(kept.images[0], kept.images[1])
+    assert any("own size" in notice for notice in kept.notices)
+    assert not any("own size" in notice for notice in painted.notices)
+    for each in (kept, painted):
+        assert torch.equal(each.measurement[known[:1]], picture[known[:1]])
+        assert each.measurement[hole[:1]].unique().numel() == 1
+
+
 def test_simulation_measures_the_picture_with_the_task_and_its_noise(
     tiny_prior: LatentPrior, operators: dict[str, Path]
 ) -> None:

@@ -58,7 +58,7 @@ class Preparing:
                     picture, own = images.from_pil(shown), own_degradation(task)
                     request = RestorationRequest(task.name, picture, simulate=True, degradation=own)
                     measured = self._models.restorer(given[fields.prior]).measure(request)
-                    shown = view(measured.fit.undo(measured.full_size))
+                    shown = view(measured.output_size)
         except (SiloError, OperatorError) as error:
             notices = [str(error)]
         picture = None if shown is None else outputs.kept(shown)

@@ -93,7 +93,7 @@ class Restoring:
             parameters = restorer.parameters(request)
         except (SiloError, OperatorError) as error:
             raise one_sentence(error) from error
-        before = measured.fit.undo(measured.full_size)
+        before = measured.output_size
         run = Run(parameters, before, request.effective_steps)
         with self.runs.begin(visit.session_hash or "", run):
             yield {

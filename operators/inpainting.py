@@ -65,10 +65,10 @@ class BoxInpainting(_Masking):
 
 @dataclass(frozen=True)
 class FreeFormInpainting(_Masking):
-    """Random brush strokes that cover about a tenth to a third of the picture.
+    """Random brush strokes, thin as scratches to broad, over a fiftieth to a third of the picture.
 
     A stroke is a random walk of a round brush. Its lengths scale with the shorter side, so a mask
-    looks alike at every size.
+    looks alike at every size; its width is as likely to be a few thousandths of that as a tenth.
     """
 
     def _known(self, height: int, width: int, generator: torch.Generator) -> Tensor:
@@ -79,10 +79,10 @@ class FreeFormInpainting(_Masking):
         rows = torch.arange(height, dtype=torch.float32)[:, None]
         columns = torch.arange(width, dtype=torch.float32)[None, :]
         known = torch.ones(height, width, dtype=torch.bool)
-        coverage = uniform(0.1, 0.3)
+        coverage = uniform(0.02, 0.3)
         while (~known).float().mean() < coverage:
             row, column = uniform(0, height - 1), uniform(0, width - 1)
-            radius = max(uniform(0.02, 0.06) * side, 0.75)
+            radius = max(math.exp(uniform(math.log(0.004), math.log(0.06))) * side, 0.75)
             direction = uniform(0, 2 * math.pi)
             for _ in range(1 + int(uniform(3, 9))):
                 direction += uniform(-1.2, 1.2)

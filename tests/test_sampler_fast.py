@@ -123,6 +123,23 @@ def test_latents_that_are_known_in_part_are_measured_too() -> None:
     assert error < 2 * least  # five times as much with the gain of pixels that are wholly known
 
 
+@pytest.mark.parametrize(("passed_on", "corrected"), [(0.98, 1), (0.8, 1), (0.3, 0.3 / 0.65)])
+def test_a_correction_is_as_long_as_what_the_operator_passes_on_asks_for(
+    passed_on: float, corrected: float
+) -> None:
+    class Weakened(LinearOperator):
+        def __call__(
+            self, z: torch.Tensor, noise_sigma: torch.Tensor, **given: Any
+        ) -> torch.Tensor:
+            return passed_on * z
+
+    z = draw(4)
+    task = problem(passed_on * z, Weakened())
+    (step,) = silo_fast(task, spaced(ALPHAS_CUMPROD, 1), eta=1.0, generators=seeds(3))
+    expected = step.clean_estimate + corrected * (z - step.clean_estimate)
+    torch.testing.assert_close(step.latent, expected, rtol=0, atol=5e-3)
+
+
 def test_what_an_operator_turns_around_is_turned_back() -> None:
     """Corrections by the error itself would drive z away: by 1 + 0.8 / 0.65 each."""
     z = draw(16)

@@ -16,8 +16,8 @@ from silo.schedule import Schedule, to_clean, to_epsilon
 
 Measure = Callable[[Tensor], Tensor]  # H_theta of clean estimates (B, C, h, w)
 
-# H_theta weakens detail, so that a step made for a Jacobian of 1 falls short: this one is longer.
-# The correction converges where the norm of the Jacobian, which is near 1, stays below twice this.
+# Where H_theta weakens detail, a step made for a Jacobian of 1 falls short: one for a smaller, down
+# to this, is longer. Corrections converge where the Jacobian's norm, which is near 1, is below 2 J.
 JACOBIAN = 0.65
 PROBES = 3  # corrections of w by itself, after which it shows whether they converge
 STALLED = 0.92  # of the error is left by the last of them where they do not,
@@ -43,13 +43,14 @@ def silo_fast(
     H_theta is near the identity, so that the error w - H_theta(z0hat) is itself a direction that
     lessens it, and no gradient is needed. The gain eta k r^2 / (eta J k r^2 + s^2) weighs what the
     denoiser leaves open, r^2 = 1 - abar, against H_theta's error on held-out latents, s = `rmse`;
-    k is the share of a latent pixel that is known.
+    k is the share of a latent pixel that is known, J how much of a correction H_theta passes on.
 
     Where H_theta loses detail altogether, as in SR x8, such corrections stop short of w and grow
     what cannot be reached; where it turns detail around, as a motion blur does, they diverge. This
     is tried on w beforehand. A measurement of that kind is answered, in the less noisy half of the
     steps, by gradient descent on ||w - H_theta(z)||^2 / s^2 + ||z - z0hat||^2 / (eta r^2), through
-    H_theta alone; in the other half, which paints no detail, a correction does as well.
+    H_theta alone; in the other half, which paints no detail, a correction does as well. J is what
+    the first trial shows, between JACOBIAN and 1.
 
     For the arguments see `Sampler`; here eta divides the variance that H_theta's error is taken
     to have, and 0 leaves w out. What lies in a hole is left to the denoiser.
@@ -67,7 +68,7 @@ def silo_fast(
     known = _known(problem.mask, w)
     rmse = DEFAULT_RMSE if operator is None else operator.metadata.get("rmse", DEFAULT_RMSE)
     z = standard_normal(generators, w)
-    stalling: Tensor | None = None
+    jacobian, stalling = w.new_tensor(JACOBIAN), None
     for index, (t, alpha_bar, alpha_bar_prev) in enumerate(schedule):
         prediction = problem.predict(z, t)
         kind = problem.prior.prediction_type
@@ -77,9 +78,9 @@ def silo_fast(
         error = known * (w - measure(clean))
         residual = vector_norm(error, dim=(1, 2, 3))
         doubt = eta * (1 - alpha_bar)
-        moved = clean + doubt / (JACOBIAN * known * doubt + rmse**2) * error
         if index == 0:
-            stalling = _stalling(measure, w, known)
+            jacobian, stalling = _trials(measure, w, known)
+        moved = clean + doubt / (jacobian * known * doubt + rmse**2) * error
         if stalling is not None and index >= len(schedule) // 2:
             descended = _descend(measure, clean, w, known, doubt, rmse**2)
             moved = torch.where(stalling, descended, moved)
@@ -88,15 +89,27 @@ def silo_fast(
         yield Step(index, len(schedule), t, clean, z, residual)
 
 
-def _stalling(measure: Measure, w: Tensor, known: Tensor) -> Tensor | None:
-    """For which measurements corrections do not converge, (1 or B, 1, 1, 1); None if for none."""
-    z, errors = w, []
+def _trials(measure: Measure, w: Tensor, known: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Corrects w by itself, to see how corrections fare.
+
+    Returns:
+        The Jacobian of H_theta along the first of them, within JACOBIAN and 1, (1 or B, 1, 1, 1).
+        For which measurements they do not converge, of the same shape; None if for none.
+    """
+    z, predicted, errors = w, [], []
     for _ in range(PROBES + 1):
-        error = known * (w - measure(z))
-        errors.append(vector_norm(error, dim=(1, 2, 3), keepdim=True))
-        z = z + error / JACOBIAN
-    stalling = (errors[-1] > STALLED * errors[-2]) & (errors[-1] > REMAINING * errors[0])
-    return stalling if stalling.any() else None
+        predicted.append(measure(z))
+        errors.append(known * (w - predicted[-1]))
+        z = z + errors[-1] / JACOBIAN
+    step = errors[0] / JACOBIAN
+    along, squared = (
+        (each * step).sum(dim=(1, 2, 3), keepdim=True)
+        for each in (predicted[1] - predicted[0], step)
+    )
+    jacobian = (along / squared.clamp(min=torch.finfo(w.dtype).tiny)).clamp(JACOBIAN, 1)
+    first, *_, before, last = (vector_norm(e, dim=(1, 2, 3), keepdim=True) for e in errors)
+    stalling = (last > STALLED * before) & (last > REMAINING * first)
+    return jacobian, stalling if stalling.any() else None
 
 
 def _descend(

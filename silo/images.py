@@ -189,9 +189,13 @@ class Fit:
 
         A picture that was not scaled down comes back exactly.
         """
+        return _resize(self.cut(restored), self.output)
+
+    def cut(self, restored: Tensor) -> Tensor:
+        """(B, C, *working) -> (B, C, h, w), `factor` times `scaled`: without the padding."""
         _expect(restored, self.working)
         height, width = (side * self.factor for side in self.scaled)
-        return _resize(restored[..., :height, :width], self.output)
+        return restored[..., :height, :width]
 
 
 def fit(pixels: Tensor, *, multiple: int, max_pixels: int, factor: int = 1) -> tuple[Tensor, Fit]:

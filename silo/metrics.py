@@ -123,11 +123,14 @@ def scores(result: Result) -> tuple[Scores, Scores]:
 
 
 def score(measured: Measured, on_grid: Tensor) -> Scores:
-    """The scores of images (B, 3, H, W) on the prior's grid, for a simulated measurement."""
+    """The scores of images (B, 3, H, W) on the prior's grid, for a simulated measurement.
+
+    A large picture is scored at the size that it was degraded and restored at.
+    """
     if measured.clean is None:
         raise ValueError("only a simulated restoration can be scored.")
-    images = measured.fit.undo(on_grid)
-    clean = measured.fit.undo(measured.clean).expand_as(images)
+    images = measured.fit.cut(on_grid)
+    clean = measured.fit.cut(measured.clean).expand_as(images)
     return Scores(
         float(psnr(images, clean).mean()),
         float(cpsnr(measured, on_grid).mean()),

@@ -122,6 +122,18 @@ def test_of_a_large_picture_what_is_known_comes_back_at_its_own_size(
         assert each.measurement[hole[:1]].unique().numel() == 1
 
 
+def test_a_large_picture_is_scored_at_the_size_that_it_was_restored_at(
+    tiny_prior: LatentPrior, operators: dict[str, Path]
+) -> None:
+    restorer = Restorer(tiny_prior, operator=operators["super_resolution_x4"])
+    request = RestorationRequest("super_resolution_x4", _picture(300, 500), simulate=True, steps=1)
+    _, result = _restore(restorer, request)
+    height, width = result.measured.fit.scaled
+    assert result.measured.clean is not None and height < 300
+    own, clean = (each[..., :height, :width] for each in (result.restored, result.measured.clean))
+    assert scores(result)[0].psnr == pytest.approx(psnr(own, clean).item())
+
+
 def test_simulation_measures_the_picture_with_the_task_and_its_noise(
     tiny_prior: LatentPrior, operators: dict[str, Path]
 ) -> None:

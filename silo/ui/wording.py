@@ -86,10 +86,11 @@ def summary(result: Result, request: RestorationRequest) -> str:
     """Return how it went as HTML: seed, cost, scores of a simulated restoration, notices."""
     cost = f"{result.nfe} denoiser evaluations, {result.seconds:.1f} s"
     lines = [f"Done. Seed {request.seed}, {cost}."]
-    clean = result.clean
-    if clean is not None:
-        restored = describe(result.image_by_image(), clean)
-        degraded = describe([result.measurement], clean)
+    measured = result.measured
+    if measured.clean is not None:
+        clean = measured.fit.cut(measured.clean)
+        restored = describe(measured.fit.cut(result.restored).split(1), clean)
+        degraded = describe([measured.fit.cut(measured.full_size)], clean)
         missing = "" if find_weights("alex") else " LPIPS: not available (no weights)."
         lines.append(
             f"Against the clean photo: {restored}; the degraded photo: {degraded}.{missing}"

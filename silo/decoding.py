@@ -54,6 +54,8 @@ _DECODING_ERRORS = (
 )
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 _UNSCALED = ("I", "F")  # 32-bit integers and floats: what is white is not said
+_COLOUR_SPACE = slice(16, 20)  # of a colour profile: where it says which numbers it explains
+_ROUNDING = 2  # levels by which profiles of one colour space differ
 _HEADER_BYTES = 1_000_000  # what `read_header` looks at
 _warning_filters = threading.Lock()
 
@@ -98,12 +100,13 @@ def decode_bytes(data: bytes, name: str) -> tuple[Image.Image, list[str]]:
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         profile = image.info.pop("icc_profile", None)
+        image = _to_eight_bits(image, name)
         if profile:
             try:
                 image = _to_srgb(image, profile)
             except (ImageCms.PyCMSError, OSError):
                 notices.append(f"{name}: its colour profile does not fit; sRGB was presumed.")
-        return _to_rgb(image, name), notices
+        return _to_rgb(image), notices
 
 
 def read_header(path: str | os.PathLike[str]) -> Image.Image:
@@ -173,38 +176,53 @@ def _what_else(data: bytes) -> str:
     return "this is not a picture in a known format"
 
 
-def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """The same colours in sRGB; what says that it is sRGB already stays as it is.
-
-    Raises:
-        OSError, PyCMSError: not a profile, or not one for such pixels.
-    """
-    own = ImageCms.ImageCmsProfile(BytesIO(profile))
-    if ImageCms.getProfileDescription(own).startswith("sRGB"):
-        return image  # there are many of them, and each would move some pixels by a level
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-    elif image.mode == "P":
-        image = image.convert("RGB")
-    mode = "RGBA" if image.mode == "RGBA" else "RGB"
-    srgb = ImageCms.createProfile("sRGB")
-    converted = ImageCms.profileToProfile(image, own, srgb, outputMode=mode)
-    assert converted is not None, "only a conversion in place gives nothing"
-    return converted
-
-
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+def _to_eight_bits(image: Image.Image, name: str) -> Image.Image:
     if image.mode in _UNSCALED:
         raise BadImage(
             f"{name}: its pixels are 32-bit numbers without a known white; save it as an 8- or "
             "16-bit PNG."
         )
-    if image.mode in _SIXTEEN_BIT:
-        transparent = image.info.get("transparency")
-        grey = np.array(image).astype(np.uint32)
-        image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
-        if isinstance(transparent, int):
-            image.putalpha(Image.fromarray((grey != transparent).astype(np.uint8) * 255))
+    if image.mode not in _SIXTEEN_BIT:
+        return image
+    transparent = image.info.get("transparency")
+    grey = np.array(image).astype(np.uint32)
+    image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+    if isinstance(transparent, int):
+        image.putalpha(Image.fromarray((grey != transparent).astype(np.uint8) * 255))
+    return image
+
+
+def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """The same colours in sRGB.
+
+    Raises:
+        OSError, PyCMSError: not a profile, or not one for such pixels.
+    """
+    own = ImageCms.ImageCmsProfile(BytesIO(profile))
+    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    if image.mode in ("1", "L", "LA") and profile[_COLOUR_SPACE] == b"GRAY":
+        opaque = image.convert("L")
+    else:
+        opaque = image if image.mode == "CMYK" else image.convert("RGB")
+    srgb = ImageCms.createProfile("sRGB")
+    transform = ImageCms.buildTransform(own, srgb, opaque.mode, "RGB")
+    if opaque.mode == "RGB" and _changes_nothing(transform):
+        return image
+    converted = transform.apply(opaque)
+    if alpha is not None:
+        converted.putalpha(alpha)
+    return converted
+
+
+def _changes_nothing(transform: ImageCms.ImageCmsTransform) -> bool:
+    """Whether colours stay but for rounding: no two of the many profiles of sRGB are the same."""
+    levels = np.arange(0, 256, 17, dtype=np.uint8)
+    colours = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(len(levels), -1, 3)
+    after = np.asarray(transform.apply(Image.fromarray(colours)))
+    return int(np.abs(after.astype(int) - colours).max()) <= _ROUNDING
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
     if not image.has_transparency_data:
         return image if image.mode == "RGB" else image.convert("RGB")
     image = image.convert("RGBA")

@@ -43,7 +43,7 @@ from silo.processes import Processes
 from silo.streams import stream
 from silo.training_pictures import TrainingPictures
 
-FORMAT = 2
+FORMAT = 3
 SHARD = 64  # pictures
 ENCODED_AT_ONCE = 8
 WORKERS = 4  # threads that read, cut and degrade, in each process

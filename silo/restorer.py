@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,19 @@ FADE_RADIUS = 2  # px; half the width of the seam around a hole
 
 
 @dataclass(frozen=True)
+class Original:
+    """A masked measurement as it came, where it is larger than what is worked on.
+
+    Attributes:
+        picture: (1, 3, H, W) in [-1, 1].
+        mask: (1, 1, H, W), 1 = known.
+    """
+
+    picture: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
 class Measured:
     """A measurement on the grid the prior works on.
 
@@ -59,8 +72,8 @@ class Measured:
         mask: (1, 1, H, W), 1 = known, for the tasks that have one.
         clean: the clean picture (1, 3, H, W) when the damage is simulated.
         fit: how the picture went on the grid, at the size of what is restored.
-        original: the measurement as it came, (1, 3, *fit.original), where it was scaled down.
-        original_mask: its mask, (1, 1, *fit.original), alike.
+        keep_known: whether what is known is left as it is.
+        original: what is left of a picture that was scaled down; None where nothing is.
     """
 
     degradation: Degradation
@@ -68,8 +81,8 @@ class Measured:
     mask: Tensor | None
     clean: Tensor | None
     fit: Fit
-    original: Tensor | None = None
-    original_mask: Tensor | None = None
+    keep_known: bool = False
+    original: Original | None = None
 
     @property
     def full_size(self) -> Tensor:
@@ -81,10 +94,21 @@ class Measured:
         """The measurement as large as the picture that comes back, (1, 3, *fit.output)."""
         if self.original is None:
             return self.fit.undo(self.full_size)
-        operator, y = self.degradation.operator(), self.original
-        if self.original_mask is not None:
-            y = operator.forward(y, self.original_mask)
-        return operator.to_full_size(y).clamp(-1, 1)
+        operator = self.degradation.operator()
+        return operator.forward(self.original.picture, self.original.mask)
+
+    def finish(self, decoded: Tensor) -> Tensor:
+        """Decoded pictures (B, 3, H, W) on the grid, with what is known as it is, if it is kept."""
+        if self.mask is None or not self.keep_known:
+            return decoded
+        return keep_known(decoded, self.full_size, self.mask)
+
+    def at_output_size(self, finished: Tensor) -> Tensor:
+        """Finished pictures (B, 3, H, W) on the grid as they come back, (B, 3, *fit.output)."""
+        image = self.fit.undo(finished)
+        if self.original is None:
+            return image
+        return keep_known(image, self.original.picture, self.original.mask)
 
 
 @dataclass(frozen=True)
@@ -104,14 +128,14 @@ class Progress:
     seconds_left: float
     _prior: LatentPrior = field(repr=False)
     _estimate: Tensor = field(repr=False)
-    _fit: Fit = field(repr=False)
+    _measured: Measured = field(repr=False)
 
     def preview(self) -> Image:
         """The clean estimate of the first sample; costs one decoding, so ask now and then."""
         decodes = self._prior.decodes
         image = _decode(self._prior, self._estimate)
         self._prior.decodes = decodes  # the counter tells what the algorithm costs
-        return to_pil(self._fit.undo(image))
+        return to_pil(self._measured.at_output_size(self._measured.finish(image.cpu())))
 
 
 @dataclass(frozen=True)
@@ -145,12 +169,8 @@ class Result:
 
     def image_by_image(self) -> Iterator[Tensor]:
         """Yield `images` one after another, each (1, 3, H, W): many at once may take gigabytes."""
-        original, mask = self.measured.original, self.measured.original_mask
         for sample in self.restored.split(1):
-            image = self.measured.fit.undo(sample)
-            if original is not None and mask is not None and self.parameters["keep_known"]:
-                image = keep_known(image, original, mask)  # scaling lost detail around the holes
-            yield image
+            yield self.measured.at_output_size(sample)
 
     @property
     def measurement(self) -> Tensor:
@@ -184,13 +204,12 @@ class Restorer:
         """
         started, before = time.perf_counter(), _calls(self.prior)
         problem, measured = self._problem(request)
-        sample = partial(self._sample, request, problem, measured.fit, started)
+        sample = partial(self._sample, request, problem, measured, started)
         differentiates = SAMPLERS[request.effective_sampler].differentiates
         rungs = DIFFERENTIATING if differentiates else EVALUATING
         batches = yield from in_batches(self.prior, rungs, request.samples, sample)
         restored = torch.cat([_decode(self.prior, latents).cpu() for latents in batches])
-        if request.keep_known and measured.mask is not None:
-            restored = keep_known(restored, measured.full_size, measured.mask)
+        restored = measured.finish(restored)
         notices = list(self.prior.notices)
         if len(batches) > 1:
             notices.append(f"Memory ran out: the samples were made in {len(batches)} batches.")
@@ -199,7 +218,7 @@ class Restorer:
         if measured.fit.scaled != measured.fit.original:
             height, width = measured.fit.scaled
             notices.append(f"The picture was worked on at {width}x{height} pixels.")
-            if request.keep_known and measured.original_mask is not None:
+            if measured.original is not None:
                 notices.append("What is known in it comes back at its own size.")
             if request.mask is not None and measured.mask is not None:
                 known, left = float(request.mask.mean()), float(measured.mask.mean())
@@ -245,10 +264,11 @@ class Restorer:
         else:
             # What lies in a hole is no measurement: the operator expects it to be empty.
             y, clean = picture if mask is None else operator.forward(picture, mask), None
-        measured = Measured(degradation, y, mask, clean, plan)
-        if request.simulate or plan.scaled == plan.original:
-            return measured
-        return replace(measured, original=request.image, original_mask=request.mask)
+        original = None
+        scaled = plan.scaled != plan.original
+        if scaled and request.keep_known and request.mask is not None and not request.simulate:
+            original = Original(request.image, request.mask)
+        return Measured(degradation, y, mask, clean, plan, request.keep_known, original)
 
     def task(self, name: str) -> Task:
         """The catalog's task of this name, or else the one that the operator was trained for.
@@ -333,7 +353,7 @@ class Restorer:
         self,
         request: RestorationRequest,
         problem: Problem,
-        fit: Fit,
+        measured: Measured,
         started: float,
         first: int,
         size: int,
@@ -353,7 +373,7 @@ class Restorer:
             done = first * last.total + size * (last.index + 1)  # steps of single samples
             left = seconds * (request.samples * last.total / done - 1)
             step, estimate = done // request.samples, last.clean_estimate[:1]
-            yield Progress(step, last.total, seconds, left, self.prior, estimate, fit)
+            yield Progress(step, last.total, seconds, left, self.prior, estimate, measured)
         assert last is not None, "a schedule has at least one step"
         return last.latent
 
@@ -436,7 +456,7 @@ def keep_known(restored: Tensor, measurement: Tensor, mask: Tensor) -> Tensor:
     hole = F.max_pool2d(1 - mask, size, stride=1, padding=padding)
     # Averaged after growing: still 1 in the whole hole, then down to 0 over 2 FADE_RADIUS pixels.
     weight = F.avg_pool2d(hole, size, stride=1, padding=padding, count_include_pad=False)
-    return torch.lerp(measurement, restored, weight)
+    return torch.lerp(measurement.to(restored), restored, weight.to(restored))
 
 
 @torch.no_grad()

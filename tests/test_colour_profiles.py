@@ -1,8 +1,9 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 from silo.images import load_image, load_rgb, to_pil
 from tests.colour_profiles import BLUE, GREEN, RED, grey_profile, rgb_profile
@@ -54,10 +55,35 @@ def test_grey_follows_its_own_curve(tmp_path: Path) -> None:
     assert notices == []
 
 
-def test_what_says_that_it_is_srgb_stays_value_for_value(tmp_path: Path) -> None:
-    profile = SWAPPED.replace(b"test\0", b"sRGB\0")
-    colour, notices = _first(_save(tmp_path / "s.png", _plain(), profile))
-    assert torch.equal(colour, torch.tensor(COLOUR)) and notices == []
+def test_transparency_does_not_keep_a_profile_of_grey_away(tmp_path: Path) -> None:
+    image = Image.new("LA", (6, 4), (128, 255))
+    image.putpixel((5, 3), (0, 0))
+    pixels, notices = load_rgb(_save(tmp_path / "la.png", image, grey_profile(1.0)))
+    assert pixels.getpixel((0, 0)) == (188, 188, 188) and pixels.getpixel((5, 3)) == (255,) * 3
+    assert notices == ["la.png: its transparent areas were filled with white."]
+
+
+def test_sixteen_bits_are_scaled_before_a_profile_is_applied(tmp_path: Path) -> None:
+    grey = Image.fromarray(np.full((4, 6), 128 * 257, np.uint16))
+    grey.save(tmp_path / "a.png", icc_profile=grey_profile(1.0))
+    grey.save(tmp_path / "b.png", icc_profile=grey_profile(1.0), transparency=7)
+    for name in ("a.png", "b.png"):
+        assert _first(tmp_path / name)[0].tolist() == [188] * 3
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_what_is_srgb_already_stays_value_for_value(tmp_path: Path, mode: str) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    gradient = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    image = Image.fromarray(np.stack([gradient, gradient.T, gradient[::-1]], axis=-1)).convert(mode)
+    read, notices = load_rgb(_save(tmp_path / "s.png", image, profile))
+    assert read.tobytes() == image.convert("RGB").tobytes() and notices == []
+
+
+def test_what_only_calls_itself_srgb_is_converted(tmp_path: Path) -> None:
+    linear = rgb_profile(RED, GREEN, BLUE, gamma=1.0).replace(b"test\0", b"sRGB\0")
+    colour, _ = _first(_save(tmp_path / "l.png", _plain(), linear))
+    torch.testing.assert_close(colour, torch.tensor([228, 95, 160]), atol=3, rtol=0)
 
 
 @pytest.mark.parametrize(

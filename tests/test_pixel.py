@@ -372,6 +372,17 @@ def test_free_form_strokes_are_thin_to_broad_spread_and_reproducible():
     assert np.std(centres, axis=0).min() > 5
 
 
+def test_strokes_are_whole_although_they_are_drawn_around_their_line_alone(monkeypatch):
+    sizes = [(48, 200), (96, 96), (5, 3)]
+    operator = build("inpainting_free")
+    drawn = [operator.draw_mask(*size, seeded(seed)) for size in sizes for seed in range(8)]
+    monkeypatch.setattr(
+        "operators.inpainting._around", lambda start, end, radius, size: slice(size)
+    )
+    again = [operator.draw_mask(*size, seeded(seed)) for size in sizes for seed in range(8)]
+    assert all(torch.equal(a, b) for a, b in zip(drawn, again, strict=True))
+
+
 @pytest.mark.parametrize("kind", MASKED)
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (3, 2)])
 def test_masks_of_tiny_pictures_are_drawn(kind, size):

@@ -20,9 +20,11 @@ Measure = Callable[[Tensor], Tensor]  # H_theta of clean estimates (B, C, h, w)
 # to this, is longer. Corrections converge where the Jacobian's norm, which is near 1, is below 2 J.
 JACOBIAN = 0.65
 PROBES = 3  # corrections of w by itself, after which it shows whether they converge
-STALLED = 0.92  # of the error is left by the last of them where they do not,
-REMAINING = 0.25  # and so much of the first error, or more
-DESCENT_STEPS = 5  # in place of one correction there
+# They do not where the last leaves more than STALLED of the error that the one before it left, and
+# more than REMAINING of the first: what has become small may well stay as it is.
+STALLED = 0.92
+REMAINING = 0.25
+DESCENT_STEPS = 5  # in place of one correction, where corrections do not converge
 KEPT_NOISE = 0.65  # the share of the predicted noise in the next level's; the rest is fresh
 # rmse of an operator that does not say its own, per latent element.
 DEFAULT_RMSE = 0.15
@@ -90,26 +92,27 @@ def silo_fast(
 
 
 def _trials(measure: Measure, w: Tensor, known: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Corrects w by itself, to see how corrections fare.
-
-    Returns:
-        The Jacobian of H_theta along the first of them, within JACOBIAN and 1, (1 or B, 1, 1, 1).
-        For which measurements they do not converge, of the same shape; None if for none.
-    """
+    """How corrections of w by itself fare: `_jacobian` and `_stalling`."""
     z, predicted, errors = w, [], []
     for _ in range(PROBES + 1):
         predicted.append(measure(z))
         errors.append(known * (w - predicted[-1]))
         z = z + errors[-1] / JACOBIAN
-    step = errors[0] / JACOBIAN
-    along, squared = (
-        (each * step).sum(dim=(1, 2, 3), keepdim=True)
-        for each in (predicted[1] - predicted[0], step)
-    )
-    jacobian = (along / squared.clamp(min=torch.finfo(w.dtype).tiny)).clamp(JACOBIAN, 1)
-    first, *_, before, last = (vector_norm(e, dim=(1, 2, 3), keepdim=True) for e in errors)
-    stalling = (last > STALLED * before) & (last > REMAINING * first)
-    return jacobian, stalling if stalling.any() else None
+    return _jacobian(errors[0] / JACOBIAN, predicted[1] - predicted[0]), _stalling(errors)
+
+
+def _jacobian(step: Tensor, response: Tensor) -> Tensor:
+    """How much of a step H_theta passes on, (1 or B, 1, 1, 1), within JACOBIAN and 1."""
+    along = (response * step).sum(dim=(1, 2, 3), keepdim=True)
+    squared = step.square().sum(dim=(1, 2, 3), keepdim=True)
+    return (along / squared.clamp(min=torch.finfo(step.dtype).tiny)).clamp(JACOBIAN, 1)
+
+
+def _stalling(errors: Sequence[Tensor]) -> Tensor | None:
+    """For which measurements corrections do not converge, (1 or B, 1, 1, 1); None if for none."""
+    norms = [vector_norm(error, dim=(1, 2, 3), keepdim=True) for error in errors]
+    stalling = (norms[-1] > STALLED * norms[-2]) & (norms[-1] > REMAINING * norms[0])
+    return stalling if stalling.any() else None
 
 
 def _descend(

@@ -12,7 +12,7 @@ from operators.degradation import Degradation
 from operators.errors import OperatorError, OperatorNotFound
 from operators.pixel import measure
 from silo.errors import BadRequest
-from silo.images import fit
+from silo.images import fit, from_pil
 from silo.metrics import MAX_PSNR, cpsnr, psnr, scores
 from silo.prior import LatentPrior
 from silo.request import RestorationRequest
@@ -118,15 +118,19 @@ def test_of_a_large_picture_what_is_known_comes_back_at_its_own_size(
     mask[..., 100:180, 200:290] = 0
     far = torch.ones_like(mask)
     far[..., 90:190, 190:300] = 0
-    kept, painted = (
+    (kept_progress, kept), (_, painted) = (
         _restore(
             restorer,
             RestorationRequest(
                 "inpainting_free", picture, mask=mask, steps=1, samples=2, keep_known=keep
             ),
-        )[1]
+        )
         for keep in (True, False)
     )
+    watched = from_pil(kept_progress[0].preview())
+    assert watched.shape == picture.shape
+    outside = far.bool().expand_as(picture)
+    torch.testing.assert_close(watched[outside], picture[outside], atol=0.01, rtol=0)
     assert kept.images.shape == (2, 3, 300, 500)
     known, hole = (each.bool().expand_as(kept.images) for each in (far, mask == 0))
     both = picture.expand_as(kept.images)

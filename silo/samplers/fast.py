@@ -26,6 +26,7 @@ STALLED = 0.92
 REMAINING = 0.25
 DESCENT_STEPS = 5  # in place of one correction, where corrections do not converge
 KEPT_NOISE = 0.65  # the share of the predicted noise in the next level's; the rest is fresh
+KEPT_IN_HOLES = 0.3  # the same where nothing is measured, and kept noise becomes clutter
 # rmse of an operator that does not say its own, per latent element.
 DEFAULT_RMSE = 0.15
 
@@ -69,6 +70,7 @@ def silo_fast(
     w = problem.measurement_latent
     known = _known(problem.mask, w)
     rmse = DEFAULT_RMSE if operator is None else operator.metadata.get("rmse", DEFAULT_RMSE)
+    kept = torch.where(known > 0, KEPT_NOISE, KEPT_IN_HOLES).to(w)
     z = standard_normal(generators, w)
     jacobian, stalling = w.new_tensor(JACOBIAN), None
     for index, (t, alpha_bar, alpha_bar_prev) in enumerate(schedule):
@@ -86,7 +88,7 @@ def silo_fast(
         if stalling is not None and index >= len(schedule) // 2:
             descended = _descend(measure, clean, w, known, doubt, rmse**2)
             moved = torch.where(stalling, descended, moved)
-        noise = KEPT_NOISE * epsilon + (1 - KEPT_NOISE**2) ** 0.5 * standard_normal(generators, z)
+        noise = kept * epsilon + (1 - kept**2) ** 0.5 * standard_normal(generators, z)
         z = alpha_bar_prev**0.5 * moved + (1 - alpha_bar_prev) ** 0.5 * noise
         yield Step(index, len(schedule), t, clean, z, residual)
 

@@ -40,7 +40,7 @@ def silo_fast(
     generators: Sequence[torch.Generator],
     clamp: float | None = None,
 ) -> Generator[Step, None, None]:
-    """Per step, one denoiser evaluation, one correction towards w, and noise, mostly fresh.
+    """Per step, one denoiser evaluation, one correction towards w, and noise, in part fresh.
 
     The correction is Van Cittert's on w = H_theta(z): where the measurement tells something,
     H_theta is near the identity, so that the error w - H_theta(z0hat) is itself a direction that

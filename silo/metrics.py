@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from silo.lpips import LPIPS, find_weights
-from silo.restorer import Measured, Result
+from silo.measured import Measured
+from silo.restorer import Result
 
 MAX_PSNR = 100.0  # dB: of pictures that are equal, or that float32 hardly tells apart
 SSIM_WINDOW = 11  # pixels

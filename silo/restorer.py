@@ -1,4 +1,4 @@
-"""Restores one picture: measure or take the measurement, encode once, sample, decode once."""
+"""Restores one picture: encode the measurement once, sample, decode once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from PIL.Image import Image
 from torch import Tensor
 
@@ -18,12 +17,11 @@ from operators.catalog import SHELF, TASKS, Task, find_operator, own_task, shelf
 from operators.degradation import Degradation
 from operators.errors import OperatorError
 from operators.latent import LatentOperator
-from operators.pixel import measure
-from silo import masks
 from silo.devices import generators
 from silo.errors import BadRequest
 from silo.fingerprint import weights_fingerprints
-from silo.images import Fit, fit, to_pil
+from silo.images import to_pil
+from silo.measured import Measured, take_measurement
 from silo.memory import (
     AUTOENCODING,
     DIFFERENTIATING,
@@ -37,78 +35,11 @@ from silo.request import RestorationRequest
 from silo.samplers import SAMPLERS
 from silo.samplers.problem import Problem, Step
 from silo.schedule import spaced
-from silo.streams import stream
 
 # The paper bounds the measurement latent (section 4.1): SD 1.5's latents stay within +-4.
 MEASUREMENT_LATENT_BOUND = 4.0
-# Pictures of up to twice the prior's side are worked on at their own size, larger ones scaled down:
-# beyond that a Stable Diffusion prior repeats its subjects, and memory grows with the area.
-LARGEST_SIDE_RATIO = 2
 LEAST_KNOWN_LEFT = 0.5  # of what is known, after scaling; a result with less says so
 PAPER_STEPS = 1000  # what the paper's consistency scales are for
-FADE_RADIUS = 2  # px; half the width of the seam around a hole
-
-
-@dataclass(frozen=True)
-class Original:
-    """A masked measurement as it came, where it is larger than what is worked on.
-
-    Attributes:
-        picture: (1, 3, H, W) in [-1, 1].
-        mask: (1, 1, H, W), 1 = known.
-    """
-
-    picture: Tensor
-    mask: Tensor
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A measurement on the grid the prior works on.
-
-    Attributes:
-        degradation: how it came about, noise level included.
-        y: the measurement (1, 3, h, w) in [-1, 1], not clipped.
-        mask: (1, 1, H, W), 1 = known, for the tasks that have one.
-        clean: the clean picture (1, 3, H, W) when the damage is simulated.
-        fit: how the picture went on the grid, at the size of what is restored.
-        keep_known: whether what is known is left as it is.
-        original: what is left of a picture that was scaled down; None where nothing is.
-    """
-
-    degradation: Degradation
-    y: Tensor
-    mask: Tensor | None
-    clean: Tensor | None
-    fit: Fit
-    keep_known: bool = False
-    original: Original | None = None
-
-    @property
-    def full_size(self) -> Tensor:
-        """The measurement as large as the restoration, (1, 3, H, W)."""
-        return self.degradation.operator().to_full_size(self.y).clamp(-1, 1)
-
-    @property
-    def output_size(self) -> Tensor:
-        """The measurement as large as the picture that comes back, (1, 3, *fit.output)."""
-        if self.original is None:
-            return self.fit.undo(self.full_size)
-        operator = self.degradation.operator()
-        return operator.forward(self.original.picture, self.original.mask)
-
-    def finish(self, decoded: Tensor) -> Tensor:
-        """Decoded pictures (B, 3, H, W) on the grid, with what is known as it is, if it is kept."""
-        if self.mask is None or not self.keep_known:
-            return decoded
-        return keep_known(decoded, self.full_size, self.mask)
-
-    def at_output_size(self, finished: Tensor) -> Tensor:
-        """Finished pictures (B, 3, H, W) on the grid as they come back, (B, 3, *fit.output)."""
-        image = self.fit.undo(finished)
-        if self.original is None:
-            return image
-        return keep_known(image, self.original.picture, self.original.mask)
 
 
 @dataclass(frozen=True)
@@ -215,17 +146,7 @@ class Restorer:
             notices.append(f"Memory ran out: the samples were made in {len(batches)} batches.")
         if problem.prompt.truncated:
             notices.append("The prompt is longer than the prior reads; its end was ignored.")
-        if measured.fit.scaled != measured.fit.original:
-            height, width = measured.fit.scaled
-            notices.append(f"The picture was worked on at {width}x{height} pixels.")
-            if measured.original is not None:
-                notices.append("What is known in it comes back at its own size.")
-            if request.mask is not None and measured.mask is not None:
-                known, left = float(request.mask.mean()), float(measured.mask.mean())
-                if left < LEAST_KNOWN_LEFT * known:
-                    notices.append(
-                        f"Of it {left:.1%} is wholly known, of the original {known:.0%}."
-                    )
+        notices += _scaling_notices(request, measured)
         seconds = time.perf_counter() - started
         nfe, encodes, decodes = (
             now - then for now, then in zip(_calls(self.prior), before, strict=True)
@@ -240,35 +161,6 @@ class Restorer:
             decodes=decodes,
             notices=notices,
         )
-
-    @torch.no_grad()
-    def measure(self, request: RestorationRequest) -> Measured:
-        """The measurement of the request: simulated, or the picture itself, on the prior's grid."""
-        degradation = request.effective_degradation
-        operator = degradation.operator()
-        generator = measurement_generator(request.seed)
-        picture, plan = fit(
-            request.image,
-            multiple=self.prior.size_multiple,
-            max_pixels=(LARGEST_SIDE_RATIO * self.prior.native_size) ** 2,
-            factor=1 if request.simulate else operator.downscale,
-        )
-        mask = None
-        if request.mask is not None:
-            mask = masks.fit(request.mask, plan)
-        else:  # only a simulated measurement may leave its mask out
-            drawn = operator.draw_mask(*plan.scaled, generator)
-            mask = None if drawn is None else plan.pad(drawn)
-        if request.simulate:
-            y, clean = measure(picture, degradation, generator, mask), picture
-        else:
-            # What lies in a hole is no measurement: the operator expects it to be empty.
-            y, clean = picture if mask is None else operator.forward(picture, mask), None
-        original = None
-        scaled = plan.scaled != plan.original
-        if scaled and request.keep_known and request.mask is not None and not request.simulate:
-            original = Original(request.image, request.mask)
-        return Measured(degradation, y, mask, clean, plan, request.keep_known, original)
 
     def task(self, name: str) -> Task:
         """The catalog's task of this name, or else the one that the operator was trained for.
@@ -332,7 +224,7 @@ class Restorer:
         prior, device = self.prior, self.prior.device
         needs_operator = SAMPLERS[request.effective_sampler].needs_operator
         operator = self._operator(request.task) if needs_operator else None
-        measured = self.measure(request)
+        measured = take_measurement(request, prior)
         full_size = measured.degradation.operator().to_full_size(measured.y).to(device)
         words = request.prompt, request.negative_prompt, request.guidance_scale
         prompt = within_memory(prior, (OFFLOADING,), lambda: prior.embed(*words))
@@ -444,19 +336,19 @@ class Restorer:
         return self._operators[task]
 
 
-def keep_known(restored: Tensor, measurement: Tensor, mask: Tensor) -> Tensor:
-    """The measurement where it is known, the restoration in the hole, a fade between them.
-
-    Args:
-        restored: (B, 3, H, W).
-        measurement: (1, 3, H, W), whose known pixels carry the measurement's noise.
-        mask: (1, 1, H, W), 1 = known.
-    """
-    size, padding = 2 * FADE_RADIUS + 1, FADE_RADIUS
-    hole = F.max_pool2d(1 - mask, size, stride=1, padding=padding)
-    # Averaged after growing: still 1 in the whole hole, then down to 0 over 2 FADE_RADIUS pixels.
-    weight = F.avg_pool2d(hole, size, stride=1, padding=padding, count_include_pad=False)
-    return torch.lerp(measurement.to(restored), restored, weight.to(restored))
+def _scaling_notices(request: RestorationRequest, measured: Measured) -> list[str]:
+    """What a picture that was scaled down is told to have lost."""
+    if measured.fit.scaled == measured.fit.original:
+        return []
+    height, width = measured.fit.scaled
+    notices = [f"The picture was worked on at {width}x{height} pixels."]
+    if measured.original is not None:
+        notices.append("What is known in it comes back at its own size.")
+    if request.mask is not None and measured.mask is not None:
+        known, left = float(request.mask.mean()), float(measured.mask.mean())
+        if left < LEAST_KNOWN_LEFT * known:
+            notices.append(f"Of it {left:.1%} is wholly known, of the original {known:.0%}.")
+    return notices
 
 
 @torch.no_grad()
@@ -466,8 +358,3 @@ def _decode(prior: LatentPrior, latents: Tensor) -> Tensor:
 
 def _calls(prior: LatentPrior) -> tuple[int, int, int]:
     return prior.nfe, prior.encodes, prior.decodes
-
-
-def measurement_generator(seed: int) -> torch.Generator:
-    """Where a simulated measurement's mask and noise come from: apart from the samples' noise."""
-    return stream("measurement", seed)

@@ -18,10 +18,11 @@ from silo.caption import Captioner
 from silo.errors import BadMask, BadRequest
 from silo.images import Fit, from_pil, read_parameters, save_png, to_pil
 from silo.masks import load_mask
+from silo.measured import Measured
 from silo.metrics import psnr
 from silo.prior import LatentPrior
 from silo.request import PRESETS, RestorationRequest
-from silo.restorer import Measured, Restorer, Result
+from silo.restorer import Restorer, Result
 from silo.ui import inputs, outputs
 from silo.ui.cache import keep
 from silo.ui.errors import one_sentence

@@ -12,9 +12,9 @@ from operators.convolutional import CompactCNN
 from silo.__main__ import main
 from silo.images import load_image, read_parameters, save_png
 from silo.masks import load_mask
+from silo.measured import take_measurement
 from silo.prior import LatentPrior
 from silo.request import RestorationRequest
-from silo.restorer import Restorer
 
 ROOT = Path(__file__).parent.parent
 
@@ -243,7 +243,7 @@ def test_degrade_writes_the_measurement_that_restore_simulates(
     assert main(["degrade", str(fitting), *arguments]) == 0
     picture = load_image(fitting).pixels
     request = RestorationRequest("super_resolution_x4", picture, simulate=True, seed=3)
-    measured = Restorer(tiny_prior, operator=operator).measure(request)
+    measured = take_measurement(request, tiny_prior)
     expected = measured.y.clamp(-1, 1)
     torch.testing.assert_close(load_image(small).pixels, expected, atol=1 / 127, rtol=0)
     assert main(["degrade", str(photos / "p0.png"), "--task", "none", "--out", str(small)]) == 2

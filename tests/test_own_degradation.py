@@ -12,10 +12,10 @@ from operators.pixel import measure
 from silo.__main__ import main
 from silo.errors import BadDegradation
 from silo.images import load_image, save_png
+from silo.measured import take_measurement
 from silo.own_degradation import check_degradation, load_degradation
 from silo.prior import LatentPrior
 from silo.request import RestorationRequest
-from silo.restorer import Restorer
 
 OLD_FILM = """
 import torch
@@ -236,7 +236,7 @@ def test_a_degradation_of_ones_own_is_shown_as_restore_simulates_it(
     request = RestorationRequest(
         "film", load_image(photo).pixels, simulate=True, degradation=degradation
     )
-    measured = Restorer(tiny_prior, operator=operator).measure(request)
+    measured = take_measurement(request, tiny_prior)
     shown = load_image(out).pixels
     torch.testing.assert_close(shown, measured.y.clamp(-1, 1), atol=1 / 127, rtol=0)
     with pytest.raises(SystemExit):

@@ -13,6 +13,7 @@ from operators.errors import OperatorError, OperatorNotFound
 from operators.pixel import measure
 from silo.errors import BadRequest
 from silo.images import fit, from_pil
+from silo.measured import take_measurement
 from silo.metrics import MAX_PSNR, cpsnr, psnr, scores
 from silo.prior import LatentPrior
 from silo.request import RestorationRequest
@@ -159,17 +160,16 @@ def test_a_large_picture_is_scored_at_the_size_that_it_was_restored_at(
 
 
 def test_simulation_measures_the_picture_with_the_task_and_its_noise(
-    tiny_prior: LatentPrior, operators: dict[str, Path]
+    tiny_prior: LatentPrior,
 ) -> None:
-    restorer = Restorer(tiny_prior, operator=operators["super_resolution_x4"])
     request = RestorationRequest(
         "super_resolution_x4", _picture(), simulate=True, steps=1, noise_sigma=0.03, seed=5
     )
-    measured = restorer.measure(request)
+    measured = take_measurement(request, tiny_prior)
     assert measured.clean is not None
     noiseless = measure(measured.clean, measured.degradation.with_noise(0.0), torch.Generator())
     assert (measured.y - noiseless).std().item() == pytest.approx(0.06, rel=0.1)
-    assert torch.equal(measured.y, restorer.measure(request).y)
+    assert torch.equal(measured.y, take_measurement(request, tiny_prior).y)
 
 
 def test_what_lies_in_a_hole_makes_no_difference(

@@ -1,7 +1,7 @@
 import torch
 
 from silo.devices import generators
-from silo.restorer import measurement_generator
+from silo.measured import measurement_generator
 from silo.streams import stream
 
 

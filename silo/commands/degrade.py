@@ -12,9 +12,9 @@ from operators.catalog import TASKS, get_task, own_task
 from operators.pixel import measure
 from silo.images import load_image, save_png
 from silo.masks import load_mask
+from silo.measured import measurement_generator
 from silo.own_degradation import load_degradation
 from silo.request import RestorationRequest
-from silo.restorer import measurement_generator
 
 
 def main(argv: list[str]) -> int:

@@ -22,11 +22,12 @@ from silo.evaluation.record import Record, Row
 from silo.images import read_parameters, save_png
 from silo.inception import Inception
 from silo.lpips import FILES, find_weights
+from silo.measured import measurement_generator
 from silo.metrics import lpips, psnr, score, ssim
 from silo.prior import LatentPrior, Prediction
 from silo.protocols import TIMESTEPS, Setting
 from silo.request import RestorationRequest
-from silo.restorer import Restorer, Result, measurement_generator
+from silo.restorer import Restorer, Result
 from silo.samplers.problem import Problem
 from silo.schedule import to_clean
 

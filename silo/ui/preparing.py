@@ -10,6 +10,7 @@ from operators.catalog import Task
 from operators.errors import OperatorError
 from silo import images
 from silo.errors import SiloError
+from silo.measured import take_measurement
 from silo.noise import estimate_noise
 from silo.request import PRESETS, RestorationRequest
 from silo.ui import mask_painter
@@ -57,7 +58,8 @@ class Preparing:
                     check_simulated(task)
                     picture, own = images.from_pil(shown), own_degradation(task)
                     request = RestorationRequest(task.name, picture, simulate=True, degradation=own)
-                    measured = self._models.restorer(given[fields.prior]).measure(request)
+                    prior = self._models.restorer(given[fields.prior]).prior
+                    measured = take_measurement(request, prior)
                     shown = view(measured.output_size)
         except (SiloError, OperatorError) as error:
             notices = [str(error)]

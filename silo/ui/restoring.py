@@ -15,6 +15,7 @@ from silo import images
 from silo.caption import Captioner
 from silo.decoding import read_header
 from silo.errors import BadRequest, SiloError
+from silo.measured import take_measurement
 from silo.request import PRESETS, RestorationRequest
 from silo.restorer import Restorer, Result
 from silo.ui.errors import one_sentence
@@ -89,7 +90,7 @@ class Restoring:
             chosen = given[self._settings.prior], given[self._settings.operator]
             restorer = self._models.restorer(*chosen)
             request = self._read(given, restorer)
-            measured = restorer.measure(request)
+            measured = take_measurement(request, restorer.prior)
             parameters = restorer.parameters(request)
         except (SiloError, OperatorError) as error:
             raise one_sentence(error) from error

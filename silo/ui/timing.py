@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 
 from operators.catalog import shelf
+from silo.measured import LARGEST_SIDE_RATIO
 from silo.request import PRESETS, RestorationRequest
-from silo.restorer import LARGEST_SIDE_RATIO, Progress, Restorer
+from silo.restorer import Progress, Restorer
 
 SMALLEST_SIDE_RATIO = 4
 

@@ -1,0 +1,134 @@
+"""A measurement on the grid that the prior works on: simulated, or the picture itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from operators.degradation import Degradation
+from operators.pixel import measure
+from silo import masks
+from silo.images import Fit, fit
+from silo.prior import LatentPrior
+from silo.request import RestorationRequest
+from silo.streams import stream
+
+# Pictures of up to twice the prior's side are worked on at their own size, larger ones scaled down:
+# beyond that a Stable Diffusion prior repeats its subjects, and memory grows with the area.
+LARGEST_SIDE_RATIO = 2
+FADE_RADIUS = 2  # px; half the width of the seam around a hole
+
+
+@dataclass(frozen=True)
+class Original:
+    """A masked measurement as it came, where it is larger than what is worked on.
+
+    Attributes:
+        picture: (1, 3, H, W) in [-1, 1].
+        mask: (1, 1, H, W), 1 = known.
+    """
+
+    picture: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A measurement on the grid the prior works on.
+
+    Attributes:
+        degradation: how it came about, noise level included.
+        y: the measurement (1, 3, h, w) in [-1, 1], not clipped.
+        mask: (1, 1, H, W), 1 = known, for the tasks that have one.
+        clean: the clean picture (1, 3, H, W) when the damage is simulated.
+        fit: how the picture went on the grid, at the size of what is restored.
+        keep_known: whether what is known is left as it is.
+        original: what is left of a picture that was scaled down; None where nothing is.
+    """
+
+    degradation: Degradation
+    y: Tensor
+    mask: Tensor | None
+    clean: Tensor | None
+    fit: Fit
+    keep_known: bool = False
+    original: Original | None = None
+
+    @property
+    def full_size(self) -> Tensor:
+        """The measurement as large as the restoration, (1, 3, H, W)."""
+        return self.degradation.operator().to_full_size(self.y).clamp(-1, 1)
+
+    @property
+    def output_size(self) -> Tensor:
+        """The measurement as large as the picture that comes back, (1, 3, *fit.output)."""
+        if self.original is None:
+            return self.fit.undo(self.full_size)
+        operator = self.degradation.operator()
+        return operator.forward(self.original.picture, self.original.mask)
+
+    def finish(self, decoded: Tensor) -> Tensor:
+        """Decoded pictures (B, 3, H, W) on the grid, with what is known as it is, if it is kept."""
+        if self.mask is None or not self.keep_known:
+            return decoded
+        return keep_known(decoded, self.full_size, self.mask)
+
+    def at_output_size(self, finished: Tensor) -> Tensor:
+        """Finished pictures (B, 3, H, W) on the grid as they come back, (B, 3, *fit.output)."""
+        image = self.fit.undo(finished)
+        if self.original is None:
+            return image
+        return keep_known(image, self.original.picture, self.original.mask)
+
+
+@torch.no_grad()
+def take_measurement(request: RestorationRequest, prior: LatentPrior) -> Measured:
+    """The measurement that is asked for, at the size that `prior` works at."""
+    degradation = request.effective_degradation
+    operator = degradation.operator()
+    generator = measurement_generator(request.seed)
+    picture, plan = fit(
+        request.image,
+        multiple=prior.size_multiple,
+        max_pixels=(LARGEST_SIDE_RATIO * prior.native_size) ** 2,
+        factor=1 if request.simulate else operator.downscale,
+    )
+    mask = None
+    if request.mask is not None:
+        mask = masks.fit(request.mask, plan)
+    else:  # only a simulated measurement may leave its mask out
+        drawn = operator.draw_mask(*plan.scaled, generator)
+        mask = None if drawn is None else plan.pad(drawn)
+    if request.simulate:
+        y, clean = measure(picture, degradation, generator, mask), picture
+    else:
+        # What lies in a hole is no measurement: the operator expects it to be empty.
+        y, clean = picture if mask is None else operator.forward(picture, mask), None
+    original = None
+    scaled = plan.scaled != plan.original
+    if scaled and request.keep_known and request.mask is not None and not request.simulate:
+        original = Original(request.image, request.mask)
+    return Measured(degradation, y, mask, clean, plan, request.keep_known, original)
+
+
+def measurement_generator(seed: int) -> torch.Generator:
+    """Where a simulated measurement's mask and noise come from: apart from the samples' noise."""
+    return stream("measurement", seed)
+
+
+def keep_known(restored: Tensor, measurement: Tensor, mask: Tensor) -> Tensor:
+    """The measurement where it is known, the restoration in the hole, a fade between them.
+
+    Args:
+        restored: (B, 3, H, W).
+        measurement: (1, 3, H, W), whose known pixels carry the measurement's noise.
+        mask: (1, 1, H, W), 1 = known.
+    """
+    size, padding = 2 * FADE_RADIUS + 1, FADE_RADIUS
+    hole = F.max_pool2d(1 - mask, size, stride=1, padding=padding)
+    # Averaged after growing: still 1 in the whole hole, then down to 0 over 2 FADE_RADIUS pixels.
+    weight = F.avg_pool2d(hole, size, stride=1, padding=padding, count_include_pad=False)
+    return torch.lerp(measurement.to(restored), restored, weight.to(restored))

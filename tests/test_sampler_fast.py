@@ -95,6 +95,22 @@ def test_steps_approach_the_posterior_in_what_is_measured_and_what_is_not(
     assert 0.7 < float(unexplained.std() / variance**0.5) < 1.05
 
 
+def test_predicted_noise_is_kept_in_part_in_the_less_noisy_half_of_the_steps_alone() -> None:
+    schedule, task = spaced(ALPHAS_CUMPROD, 6), problem(draw(64), LinearOperator())
+    # Where w is left out, a latent is nothing but the step's clean estimate and noise.
+    steps = list(silo_fast(task, schedule, eta=0.0, generators=seeds(0)))
+    kept = []
+    for index in range(1, 5):  # the first latent is not told, the last holds no noise
+        _, alpha_bar, alpha_bar_prev = list(schedule)[index]
+        latent, clean = steps[index - 1].latent, steps[index].clean_estimate
+        predicted = (latent - alpha_bar**0.5 * clean) / (1 - alpha_bar) ** 0.5
+        added = (steps[index].latent - alpha_bar_prev**0.5 * clean) / (1 - alpha_bar_prev) ** 0.5
+        kept.append(float((predicted * added).sum() / predicted.square().sum()))
+        fresh = added - kept[-1] * predicted
+        assert float(fresh.std()) == pytest.approx((1 - kept[-1] ** 2) ** 0.5, rel=0.03)
+    assert kept == pytest.approx([0, 0, 0.65, 0.65], abs=0.03)
+
+
 def test_what_lies_in_a_hole_is_drawn_from_the_prior_whatever_is_measured_there() -> None:
     mask = torch.ones(1, 1, 64, 64)
     mask[..., 16:48, 16:48] = 0

@@ -25,8 +25,9 @@ PROBES = 3  # corrections of w by itself, after which it shows whether they conv
 STALLED = 0.92
 REMAINING = 0.25
 DESCENT_STEPS = 5  # in place of one correction, where corrections do not converge
-KEPT_NOISE = 0.65  # the share of the predicted noise in the next level's; the rest is fresh
-KEPT_IN_HOLES = 0.3  # the same where nothing is measured, and kept noise becomes clutter
+# The share of the predicted noise in the next level's, in the less noisy half of the steps, where
+# it sharpens textures. Before, all is fresh: kept noise becomes clutter where nothing is measured.
+KEPT_NOISE = 0.65
 # rmse of an operator that does not say its own, per latent element.
 DEFAULT_RMSE = 0.15
 
@@ -70,7 +71,6 @@ def silo_fast(
     w = problem.measurement_latent
     known = _known(problem.mask, w)
     rmse = DEFAULT_RMSE if operator is None else operator.metadata.get("rmse", DEFAULT_RMSE)
-    kept = torch.where(known > 0, KEPT_NOISE, KEPT_IN_HOLES).to(w)
     z = standard_normal(generators, w)
     jacobian, stalling = w.new_tensor(JACOBIAN), None
     for index, (t, alpha_bar, alpha_bar_prev) in enumerate(schedule):
@@ -85,9 +85,11 @@ def silo_fast(
         if index == 0:
             jacobian, stalling = _trials(measure, w, known)
         moved = clean + doubt / (jacobian * known * doubt + rmse**2) * error
-        if stalling is not None and index >= len(schedule) // 2:
+        paints_detail = index >= len(schedule) // 2
+        if stalling is not None and paints_detail:
             descended = _descend(measure, clean, w, known, doubt, rmse**2)
             moved = torch.where(stalling, descended, moved)
+        kept = KEPT_NOISE if paints_detail else 0.0
         noise = kept * epsilon + (1 - kept**2) ** 0.5 * standard_normal(generators, z)
         z = alpha_bar_prev**0.5 * moved + (1 - alpha_bar_prev) ** 0.5 * noise
         yield Step(index, len(schedule), t, clean, z, residual)

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from operators.catalog import TASKS, own_task
+from silo import __version__
 from silo.allocation import keep_freed_memory
 from silo.data import SPLITS, PhotoFile, list_photos
 from silo.errors import BadRequest
@@ -239,7 +240,10 @@ def _write(
         "device": str(bench.device),
         "dtype": str(bench.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
+        "versions": {
+            "silo": __version__,
+            **{name: version(name) for name in ("torch", "diffusers", "transformers")},
+        },
         "metric_weights": bench.store.measures,
         "settings": {setting.key: setting.to_dict() for setting in settings},
         "search": searched,

@@ -17,6 +17,7 @@ from operators.catalog import SHELF, TASKS, Task, find_operator, own_task, shelf
 from operators.degradation import Degradation
 from operators.errors import OperatorError
 from operators.latent import LatentOperator
+from silo import __version__
 from silo.devices import generators
 from silo.errors import BadRequest
 from silo.fingerprint import weights_fingerprints
@@ -210,6 +211,7 @@ class Restorer:
             "prior": {"name": self.prior.name, "revision": self.prior.revision},
             "operator": self._operator_record(request),
             "dtype": str(self.prior.dtype).removeprefix("torch."),
+            "version": __version__,
         }
 
     def weights(self, request: RestorationRequest) -> dict[str, str | None]:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from operators.catalog import TASKS, shelf
 from operators.degradation import Degradation
+from silo import __version__
 from silo.caption import Captioner
 from silo.errors import BadMask, BadRequest
 from silo.images import Fit, from_pil, read_parameters, save_png, to_pil
@@ -380,11 +381,12 @@ def settings_of(**changed: object) -> dict[str, object]:
     request = RestorationRequest("gaussian_blur", torch.zeros(1, 3, 8, 8))
     names = ("task", "simulate", "noise_sigma", "prompt", "negative_prompt", "guidance_scale")
     settings = {name: getattr(request, name) for name in (*names, "samples", "seed")}
-    made_with = {
+    made_with: dict[str, object] = {
         "prior": {"name": "tiny", "revision": None},
         "operator": {"name": "lab/operator@c0ffee", "revision": "c0ffee"},
     }
     numbers = {"steps": 7, "eta": 2, "noise_sigma": 0.02}
+    made_with["version"] = __version__
     return {**settings, "sampler": "silo", **numbers, **made_with, **changed}
 
 
@@ -413,6 +415,8 @@ def test_what_the_page_has_no_field_for_is_told(tmp_path: Path) -> None:
     save_png(path, torch.zeros(3, 4, 4), settings_of(task="inpainting_box", keep_known=False))
     (told,) = read_settings(str(path)).not_offered
     assert "--no-keep-known" in told
+    save_png(path, torch.zeros(3, 4, 4), settings_of(version="0.0.1"))
+    assert read_settings(str(path)).not_offered == ["another version of SILO"]
 
 
 def test_the_settings_of_a_task_of_ones_own_are_read_back(tmp_path: Path) -> None:

@@ -128,6 +128,19 @@ def test_a_folder_run_resumes_and_names_what_it_could_not_read(
     assert capsys.readouterr().err.count("up to date") == 0
 
 
+def test_what_another_version_made_is_not_taken_for_done(
+    restore, photos: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+    for version in ("1.2.3", "1.2.3", "1.2.4"):
+        monkeypatch.setattr("silo.restorer.__version__", version)
+        assert restore(photos / "p0.png", "--out", tmp_path / "p0.png") == 0
+        told.append("up to date" in capsys.readouterr().err)
+        recorded = read_parameters(tmp_path / "p0.png")
+        assert recorded is not None and recorded["version"] == version
+    assert told == [False, True, False]
+
+
 def test_another_mask_or_other_weights_of_the_same_name_are_restored_with_anew(
     photos: Path, tmp_path: Path, tiny_prior_folder: Path, operator: Path, capsys
 ) -> None:

@@ -369,6 +369,20 @@ def test_a_prior_that_was_trained_again_in_its_folder_is_measured_again(
     assert _metrics(out)["rows"] == [after]
 
 
+@pytest.mark.parametrize("protocol", [None, "operator-accuracy"])
+def test_what_another_version_measured_is_measured_again(
+    arguments: list[str], out: Path, protocol: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = [*arguments, "--tasks", "super_resolution_x8", "--limit", "1"]
+    call += ["--protocol", protocol] if protocol else []
+    for version, times in (("1.2.3", 1), ("1.2.3", 1), ("1.2.4", 2)):
+        for module in ("silo.restorer", "silo.evaluation.bench"):
+            monkeypatch.setattr(f"{module}.__version__", version)
+        assert main(call) == 0
+        restored = [row for row in _rows(out) if "version" in row]
+        assert len(restored) == times and restored[-1]["version"] == version
+
+
 def test_the_number_format_may_be_chosen_and_is_another_measurement(
     arguments: list[str], out: Path
 ) -> None:

@@ -243,7 +243,7 @@ def test_the_parameters_repeat_the_restoration(
     recorded = {
         key: value
         for key, value in result.parameters.items()
-        if key not in ("prior", "operator", "dtype")
+        if key not in ("prior", "operator", "dtype", "version")
     }
     again = RestorationRequest(image=_picture(16, 16), **recorded)
     assert torch.equal(_restore(restorer, again)[1].images, result.images)
@@ -306,7 +306,7 @@ def test_a_peer_needs_no_operator_records_what_it_ran_with_and_can_be_repeated(
     recorded = {
         key: value
         for key, value in result.parameters.items()
-        if key not in ("prior", "operator", "dtype")
+        if key not in ("prior", "operator", "dtype", "version")
     }
     again = RestorationRequest(image=_picture(16, 16), **recorded)
     assert torch.equal(_restore(restorer, again)[1].images, result.images)

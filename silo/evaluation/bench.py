@@ -14,11 +14,12 @@ from tqdm import tqdm
 from operators.catalog import find_operator
 from operators.latent import LatentOperator, architectures
 from operators.pretrained import CONFIG_NAME
+from silo import __version__
 from silo.data import PhotoFile
 from silo.devices import pick_device, pick_dtype
 from silo.errors import BadImage
 from silo.evaluation.jobs import Autoencoding, Job, OperatorAccuracy, Restoration, Store, job_key
-from silo.evaluation.record import Record
+from silo.evaluation.record import Record, Row
 from silo.fingerprint import weights_fingerprints
 from silo.prior import LatentPrior
 from silo.protocols import Setting
@@ -77,12 +78,11 @@ class Bench:
                 progress.total -= len(jobs) * len(photos) - len(pending)
                 progress.refresh()
                 for photo, job in pending:
-                    identity = job.identity(photo)
                     try:
                         found = job.run(photo, load(photo), self.record)
                     except BadImage as error:
                         found = {"error": str(error)}
-                    self.record.add(job.key, photo, {**identity, **found})
+                    self.record.add(job.key, photo, {**_identity(job, photo), **found})
                     progress.update()
 
     def is_done(self, settings: Sequence[Setting], photos: Sequence[PhotoFile]) -> bool:
@@ -135,8 +135,13 @@ class Bench:
         row = self.record.get(job.key, photo)
         if row is None or "error" in row or not job.is_kept(photo):
             return False
-        identity = json.loads(json.dumps(job.identity(photo)))
+        identity = json.loads(json.dumps(_identity(job, photo)))
         return {name: row.get(name) for name in identity} == identity
+
+
+def _identity(job: Job, photo: PhotoFile) -> Row:
+    """What a row has to agree in with the one that would be written now."""
+    return {**job.identity(photo), "version": __version__}
 
 
 def place_operator(setting: Setting, prior: LatentPrior) -> str:

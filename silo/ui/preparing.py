@@ -171,7 +171,7 @@ class Preparing:
             gr.Warning(f"Not here: {names}. The usual one is chosen; the picture will differ.")
         if saved.not_offered:
             names = " and ".join(saved.not_offered)
-            gr.Warning(f"The page does not offer {names}; the picture will differ.")
+            gr.Warning(f"The page does not offer {names}; the picture may differ.")
         tasks = task_choices(self._models.tasks(prior))
         return {
             **values,

@@ -8,6 +8,7 @@ import torch
 from operators.catalog import TASKS
 from operators.degradation import Degradation
 from operators.errors import OperatorError
+from silo import __version__
 from silo.errors import BadRequest
 from silo.images import read_parameters
 from silo.request import PRESETS, RestorationRequest
@@ -95,6 +96,8 @@ def read_settings(path: str) -> SavedSettings:
     )
     if request.effective_degradation.needs_mask and found.get("keep_known") is False:
         not_offered.append("known pixels that went through the decoder (--no-keep-known)")
+    if found.get("version") != __version__:
+        not_offered.append("another version of SILO")
     if found.get("clamp") is not None:
         not_offered.append("a bound on the guidance gradient (--clamp)")
     return SavedSettings(request, simulate, prior, operator, not_offered)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 import httpx2  # what huggingface_hub speaks HTTP with
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, cached_assets_path, constants
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
@@ -16,13 +16,13 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from silo import hub
+from silo import hub, parquet_tables
 from silo.decoding import SUFFIXES
 from silo.errors import BadRequest
 
-TABLES = (".parquet", ".arrow")
 # Describes the pictures that lie beside it, rather than holding them.
 TABLE_OF_NAMES = "metadata.parquet"
+_ARROW = ".arrow"
 _SHARD = ".tar"
 _WANTED = [
     *(f"*{ending}" for suffix in SUFFIXES for ending in (suffix, suffix.upper())),
@@ -49,19 +49,26 @@ class HubDataset:
 def fetch_dataset(name: str) -> HubDataset:
     """The pictures, WebDataset tars and captions of a dataset repository, in the local cache.
 
+    Where it keeps its pictures in Parquet tables, these are unpacked beside the cache, and what
+    pictures lie around them is left alone: it illustrates.
+
     Args:
         name: "owner/name", or "owner/name@REVISION" with a branch, tag or commit.
 
     Raises:
-        BadRequest: there is no such dataset or revision, or it holds tables and not pictures.
+        BadRequest: there is no such dataset or revision; it holds no pictures; or it holds Parquet
+            tables, and pyarrow is not installed.
         HubUnavailable: the Hub is out of reach, and the cache does not hold the dataset.
     """
     repo_id, _, revision = name.partition("@")
     revision = revision or "main"
     with _named_errors(repo_id, revision):
-        if hub.reachable():
-            _refuse_tables(repo_id, _files(repo_id, revision))
-        folder, commit = hub.snapshot(repo_id, revision, _WANTED, repo_type="dataset")
+        tables = hub.reachable() and _has_tables(repo_id, _files(repo_id, revision))
+        wanted = [f"*{parquet_tables.SUFFIX}"] if tables else _WANTED
+        folder, commit = hub.snapshot(repo_id, revision, wanted, repo_type="dataset")
+    tables = sorted(path for path in folder.rglob(f"*{parquet_tables.SUFFIX}") if _is_table(path))
+    if tables:
+        return HubDataset(repo_id, commit, _unpacked(tables, folder, repo_id, commit))
     folders = {
         path.parent
         for path in folder.rglob("*")
@@ -85,15 +92,38 @@ def _files(repo_id: str, revision: str) -> list[str]:
     return [sibling.rfilename for sibling in info.siblings or ()]
 
 
-def _refuse_tables(repo_id: str, files: Iterable[str]) -> None:
-    """Refuse a dataset of tables: pictures beside those are illustrations, not the data."""
-    for path in map(PurePosixPath, files):
-        if path.suffix in TABLES and path.name != TABLE_OF_NAMES:
-            raise BadRequest(
-                f"the dataset {repo_id} keeps its pictures in tables ({path}), which are not read: "
-                "export them to a folder, as by `image.save(...)` for each row of "
-                f"`datasets.load_dataset({repo_id!r}, split='train')`, and name the folder instead."
-            )
+def _is_table(path: PurePath) -> bool:
+    """Whether it is a Parquet table, and not one of names alone."""
+    return path.suffix == parquet_tables.SUFFIX and path.name != TABLE_OF_NAMES
+
+
+def _has_tables(repo_id: str, files: Iterable[str]) -> bool:
+    """Whether there are Parquet tables of pictures; an error where they could not be read."""
+    paths = [PurePosixPath(file) for file in files]
+    if any(map(_is_table, paths)):
+        parquet_tables.check_reader()
+        return True
+    if arrow := [path for path in paths if path.suffix == _ARROW]:
+        raise BadRequest(
+            f"the dataset {repo_id} keeps its pictures in Arrow files ({arrow[0]}), which are not "
+            "read: publish it with `datasets`' push_to_hub, as Parquet tables."
+        )
+    return False
+
+
+def _unpacked(tables: Iterable[Path], folder: Path, repo_id: str, commit: str) -> list[Path]:
+    """The folders of the tars that hold the tables' pictures; those that are there are kept."""
+    parquet_tables.check_reader()
+    assets = cached_assets_path(
+        "silo", namespace=repo_id, subfolder=commit, assets_dir=constants.HF_ASSETS_CACHE
+    )
+    folders = []
+    for table in tables:
+        shard = assets / table.relative_to(folder).with_suffix(_SHARD)
+        if not shard.is_file():
+            parquet_tables.unpack(table, shard)
+        folders.append(shard.parent)
+    return list(dict.fromkeys(folders))
 
 
 @contextmanager

@@ -3,9 +3,11 @@
 import io
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import numpy as np
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -80,10 +82,75 @@ def test_offline_the_cache_is_read(local_hub: Hub, monkeypatch: pytest.MonkeyPat
     assert len(local_hub.requests) == asked
 
 
-def test_tables_are_refused_before_anything_is_downloaded(local_hub: Hub) -> None:
-    _push(local_hub, {"preview.png": _png(1), "data/train-00000.parquet": b"PAR1"})
-    with pytest.raises(BadRequest, match=r"tables \(data/train-00000.parquet\).*to a folder"):
+def _parquet(**columns: list[Any]) -> bytes:
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(columns), buffer, row_group_size=2)
+    return buffer.getvalue()
+
+
+def _assets() -> Path:
+    return Path(huggingface_hub.constants.HF_ASSETS_CACHE)
+
+
+def _image(value: int, path: str | None) -> dict[str, Any]:
+    return {"bytes": _png(value), "path": path}
+
+
+def test_tables_are_unpacked_once_with_their_captions(
+    local_hub: Hub,
+) -> None:
+    paths = ["a.png", None, "../a.png", "b\\c.JPG", "..", "a.b.tif"]
+    images = [_image(10 + index, path) for index, path in enumerate(paths)]
+    captions = ["one", None, "three", "", "five", "six"]
+    tables = {
+        "data/train-0.parquet": _parquet(label=list(range(6)), image=images, caption=captions),
+        "data/test-0.parquet": _parquet(photo=[_png(40), None, _png(50)]),
+        "data/metadata.parquet": _parquet(file_name=["preview.png"]),
+    }
+    commit = _push(local_hub, {"preview.png": _png(1), **tables})
+    dataset = fetch_dataset(NAME)
+    assert dataset.commit == commit
+    photos = {photo.name: photo for photo in iterate_photos(dataset.folders, "all")}
+    names = ["a", "train-0-000001", "train-0-000002", "c", "train-0-000004", "a.b"]
+    assert {name: int(photo.pixels[0, 0, 0]) for name, photo in photos.items()} == {
+        **dict(zip(names, range(10, 16), strict=True)),
+        "test-0-000000": 40,
+        "test-0-000002": 50,
+    }
+    said = [photos[name].caption for name in names]
+    assert said == [caption or "" for caption in captions]
+    assert not [path for path in local_hub.requests if "preview.png" in path]
+    shards = list(_assets().rglob("*.tar"))
+    stamps = [shard.stat().st_mtime_ns for shard in shards]
+    assert fetch_dataset(NAME) == dataset and len(shards) == 2
+    assert [shard.stat().st_mtime_ns for shard in shards] == stamps
+
+
+def test_tables_that_cannot_be_unpacked_leave_nothing_behind(
+    local_hub: Hub,
+) -> None:
+    whole = _parquet(image=[_image(1, "a.png")] * 6)
+    for content, message in (
+        (_parquet(text=["a", "b"]), r"holds no pictures \(its columns: text\)"),
+        (b"PAR1", "cannot be unpacked"),
+        (whole[:20] + bytes(60) + whole[80:], "cannot be unpacked"),
+    ):
+        _push(local_hub, {"data/train-0.parquet": content})
+        with pytest.raises(BadRequest, match=message):
+            fetch_dataset(NAME)
+    assert not [path for path in _assets().rglob("*") if path.is_file()]
+
+
+def test_tables_that_nothing_here_reads_are_told_before_anything_is_downloaded(
+    local_hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _push(local_hub, {"preview.png": _png(1), "data/train-0.parquet": b"PAR1"})
+    monkeypatch.setattr("silo.parquet_tables.find_spec", lambda name: None)
+    with pytest.raises(BadRequest, match="pip install pyarrow"):
         fetch_dataset(NAME)
+    _push(local_hub, {"data-0.arrow": b"ARROW1"}, name="lab/saved")
+    with pytest.raises(BadRequest, match=r"Arrow files \(data-0.arrow\).*push_to_hub"):
+        fetch_dataset("lab/saved")
     assert not [path for path in local_hub.requests if "/resolve/" in path]
 
 

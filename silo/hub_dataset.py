@@ -21,8 +21,9 @@ from silo.decoding import SUFFIXES
 from silo.errors import BadRequest
 
 # Describes the pictures that lie beside it, rather than holding them.
-TABLE_OF_NAMES = "metadata.parquet"
+_TABLE_OF_NAMES = "metadata.parquet"
 _ARROW = ".arrow"
+UNPACKED = 1  # to be raised when tables are unpacked otherwise
 _SHARD = ".tar"
 _WANTED = [
     *(f"*{ending}" for suffix in SUFFIXES for ending in (suffix, suffix.upper())),
@@ -49,8 +50,8 @@ class HubDataset:
 def fetch_dataset(name: str) -> HubDataset:
     """The pictures, WebDataset tars and captions of a dataset repository, in the local cache.
 
-    Where it keeps its pictures in Parquet tables, these are unpacked beside the cache, and what
-    pictures lie around them is left alone: it illustrates.
+    Where it keeps its pictures in Parquet tables, these are unpacked beside the cache, and other
+    pictures are left alone: they illustrate.
 
     Args:
         name: "owner/name", or "owner/name@REVISION" with a branch, tag or commit.
@@ -63,12 +64,12 @@ def fetch_dataset(name: str) -> HubDataset:
     repo_id, _, revision = name.partition("@")
     revision = revision or "main"
     with _named_errors(repo_id, revision):
-        tables = hub.reachable() and _has_tables(repo_id, _files(repo_id, revision))
-        wanted = [f"*{parquet_tables.SUFFIX}"] if tables else _WANTED
+        in_tables = hub.reachable() and _has_tables(repo_id, _files(repo_id, revision))
+        wanted = [*_WANTED, f"*{parquet_tables.SUFFIX}"] if in_tables else _WANTED
         folder, commit = hub.snapshot(repo_id, revision, wanted, repo_type="dataset")
     tables = sorted(path for path in folder.rglob(f"*{parquet_tables.SUFFIX}") if _is_table(path))
-    if tables:
-        return HubDataset(repo_id, commit, _unpacked(tables, folder, repo_id, commit))
+    if shards := _unpacked(tables, folder, repo_id, commit):
+        return HubDataset(repo_id, commit, shards)
     folders = {
         path.parent
         for path in folder.rglob("*")
@@ -94,7 +95,7 @@ def _files(repo_id: str, revision: str) -> list[str]:
 
 def _is_table(path: PurePath) -> bool:
     """Whether it is a Parquet table, and not one of names alone."""
-    return path.suffix == parquet_tables.SUFFIX and path.name != TABLE_OF_NAMES
+    return path.suffix == parquet_tables.SUFFIX and path.name != _TABLE_OF_NAMES
 
 
 def _has_tables(repo_id: str, files: Iterable[str]) -> bool:
@@ -106,23 +107,27 @@ def _has_tables(repo_id: str, files: Iterable[str]) -> bool:
     if arrow := [path for path in paths if path.suffix == _ARROW]:
         raise BadRequest(
             f"the dataset {repo_id} keeps its pictures in Arrow files ({arrow[0]}), which are not "
-            "read: publish it with `datasets`' push_to_hub, as Parquet tables."
+            f"read: try its branch of Parquet tables, {repo_id}@refs/convert/parquet."
         )
     return False
 
 
 def _unpacked(tables: Iterable[Path], folder: Path, repo_id: str, commit: str) -> list[Path]:
     """The folders of the tars that hold the tables' pictures; those that are there are kept."""
-    parquet_tables.check_reader()
     assets = cached_assets_path(
-        "silo", namespace=repo_id, subfolder=commit, assets_dir=constants.HF_ASSETS_CACHE
+        "silo",
+        namespace=repo_id,
+        subfolder=f"{commit}-{UNPACKED}",
+        assets_dir=constants.HF_ASSETS_CACHE,
     )
     folders = []
     for table in tables:
-        shard = assets / table.relative_to(folder).with_suffix(_SHARD)
+        place = table.relative_to(folder).with_suffix("")
+        shard = assets / place.with_suffix(_SHARD)
         if not shard.is_file():
-            parquet_tables.unpack(table, shard)
-        folders.append(shard.parent)
+            parquet_tables.check_reader()
+        if shard.is_file() or parquet_tables.unpack(table, shard, "_".join(place.parts)):
+            folders.append(shard.parent)
     return list(dict.fromkeys(folders))
 
 

@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from silo.hub_dataset import fetch_dataset
 from tests.hub_server import File, Hub, fail
 
 NAME = "lab/photos"
+LARGE = pyarrow.large_binary()
 
 
 def _png(value: int) -> bytes:
@@ -82,9 +84,9 @@ def test_offline_the_cache_is_read(local_hub: Hub, monkeypatch: pytest.MonkeyPat
     assert len(local_hub.requests) == asked
 
 
-def _parquet(**columns: list[Any]) -> bytes:
+def _parquet(**columns: Any) -> bytes:
     buffer = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table(columns), buffer, row_group_size=2)
+    pyarrow.parquet.write_table(pyarrow.table(columns), buffer, row_group_size=99)
     return buffer.getvalue()
 
 
@@ -97,43 +99,58 @@ def _image(value: int, path: str | None) -> dict[str, Any]:
 
 
 def test_tables_are_unpacked_once_with_their_captions(
-    local_hub: Hub,
+    local_hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paths = ["a.png", None, "../a.png", "b\\c.JPG", "..", "a.b.tif"]
+    paths = ["a.png", None, "../b.tif", "..", "", "c.exe"]
     images = [_image(10 + index, path) for index, path in enumerate(paths)]
     captions = ["one", None, "three", "", "five", "six"]
     tables = {
-        "data/train-0.parquet": _parquet(label=list(range(6)), image=images, caption=captions),
-        "data/test-0.parquet": _parquet(photo=[_png(40), None, _png(50)]),
-        "data/metadata.parquet": _parquet(file_name=["preview.png"]),
+        "cats/train-0.parquet": _parquet(key=[b"k"] * 6, image=images, caption=captions),
+        "dogs/train-0.parquet": _parquet(photo=pyarrow.array([_png(40), None, _png(50)], LARGE)),
+        "names/train-0.parquet": _parquet(file_name=["preview.png"], number=[3]),
+        "empty/train-0.parquet": _parquet(image=[{"bytes": None, "path": "a.png"}]),
+        "metadata.parquet": _parquet(file_name=["preview.png"]),
     }
     commit = _push(local_hub, {"preview.png": _png(1), **tables})
     dataset = fetch_dataset(NAME)
-    assert dataset.commit == commit
+    assert dataset.commit == commit and len(dataset.folders) == 2
     photos = {photo.name: photo for photo in iterate_photos(dataset.folders, "all")}
-    names = ["a", "train-0-000001", "train-0-000002", "c", "train-0-000004", "a.b"]
     assert {name: int(photo.pixels[0, 0, 0]) for name, photo in photos.items()} == {
-        **dict(zip(names, range(10, 16), strict=True)),
-        "test-0-000000": 40,
-        "test-0-000002": 50,
+        **{f"cats_train-0-{index:06d}": 10 + index for index in range(6)},
+        "dogs_train-0-000000": 40,
+        "dogs_train-0-000002": 50,
     }
-    said = [photos[name].caption for name in names]
+    said = [photos[f"cats_train-0-{index:06d}"].caption for index in range(6)]
     assert said == [caption or "" for caption in captions]
-    assert not [path for path in local_hub.requests if "preview.png" in path]
     shards = list(_assets().rglob("*.tar"))
     stamps = [shard.stat().st_mtime_ns for shard in shards]
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    hub.reachable.cache_clear()
     assert fetch_dataset(NAME) == dataset and len(shards) == 2
     assert [shard.stat().st_mtime_ns for shard in shards] == stamps
 
 
+def test_tables_of_names_leave_the_pictures_beside_them(local_hub: Hub) -> None:
+    _push(local_hub, {"train/a.png": _png(7), "train.parquet": _parquet(name=["a.png"])})
+    assert _reds(fetch_dataset(NAME).folders) == {"a": 7}
+
+
 def test_tables_that_cannot_be_unpacked_leave_nothing_behind(
-    local_hub: Hub,
+    local_hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = _parquet(image=[_image(1, "a.png")] * 6)
+    broken = pyarrow.Array.from_buffers(
+        pyarrow.string(),
+        1,
+        [None, pyarrow.py_buffer(b"\0\0\0\0\2\0\0\0"), pyarrow.py_buffer(b"\xff\xfe")],
+    )
+    monkeypatch.setattr("silo.parquet_tables.MAX_FILE_BYTES", 5000)
     for content, message in (
-        (_parquet(text=["a", "b"]), r"holds no pictures \(its columns: text\)"),
         (b"PAR1", "cannot be unpacked"),
         (whole[:20] + bytes(60) + whole[80:], "cannot be unpacked"),
+        (_parquet(image=[_png(1)], text=broken), "cannot be unpacked"),
+        (_parquet(image=[bytes(6000)]), "unpacks to more than pictures take"),
+        (_parquet(image=[bytes(4000)] * 500), "unpacks to more than pictures take"),
     ):
         _push(local_hub, {"data/train-0.parquet": content})
         with pytest.raises(BadRequest, match=message):
@@ -141,15 +158,21 @@ def test_tables_that_cannot_be_unpacked_leave_nothing_behind(
     assert not [path for path in _assets().rglob("*") if path.is_file()]
 
 
+@pytest.mark.parametrize("installed", [None, "14.0.0"])
 def test_tables_that_nothing_here_reads_are_told_before_anything_is_downloaded(
-    local_hub: Hub, monkeypatch: pytest.MonkeyPatch
+    local_hub: Hub, monkeypatch: pytest.MonkeyPatch, installed: str | None
 ) -> None:
+    def version(name: str) -> str:
+        if installed is None:
+            raise PackageNotFoundError(name)
+        return installed
+
     _push(local_hub, {"preview.png": _png(1), "data/train-0.parquet": b"PAR1"})
-    monkeypatch.setattr("silo.parquet_tables.find_spec", lambda name: None)
-    with pytest.raises(BadRequest, match="pip install pyarrow"):
+    monkeypatch.setattr("silo.parquet_tables.version", version)
+    with pytest.raises(BadRequest, match="pip install .pyarrow>=21"):
         fetch_dataset(NAME)
     _push(local_hub, {"data-0.arrow": b"ARROW1"}, name="lab/saved")
-    with pytest.raises(BadRequest, match=r"Arrow files \(data-0.arrow\).*push_to_hub"):
+    with pytest.raises(BadRequest, match="Arrow files .data-0.arrow.*lab/saved@refs/convert"):
         fetch_dataset("lab/saved")
     assert not [path for path in local_hub.requests if "/resolve/" in path]
 

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from operators.latent import LatentOperator
+from silo import __version__
 from silo.data import Photo, PhotoFile, center_crop
 from silo.devices import generators, peak_memory, reset_peak_memory
 from silo.errors import BadImage, SiloError
@@ -180,11 +181,13 @@ class Restoration(Job):
         if not self._store.holds(clean_key(self._size), photo):
             self._store.save(clean_key(self._size), photo, clean)
         key = measurement_key(self._setting, self._size)
-        row, measures = record.get(key, photo), self._store.measures
-        if row is None or row["measures"] != measures or not self._store.holds(key, photo):
+        row = record.get(key, photo) or {}
+        identity = {"measures": self._store.measures, "version": __version__}
+        same = {name: row.get(name) for name in identity} == identity
+        if not same or not self._store.holds(key, photo):
             self._store.save(key, photo, result.measurement)
             scores = asdict(score(result.measured, result.measured.full_size))
-            record.add(key, photo, {"measures": measures, "scores": scores})
+            record.add(key, photo, {**identity, "scores": scores})
 
 
 class Autoencoding(Job):

@@ -32,11 +32,12 @@ def convolve_reflected(x: Tensor, kernel: Tensor) -> Tensor:
     rows = mirror_index(x.shape[-2], below).to(x.device)
     columns = mirror_index(x.shape[-1], beside).to(x.device)
     padded = x.index_select(-2, rows).index_select(-1, columns)
-    sides = padded.shape[-2:]
+    height, width = padded.shape[-2:]
+    sides = _fast(height), _fast(width)
     spectrum = torch.fft.rfft2(kernel.to(x), s=sides)
-    full = torch.fft.irfft2(torch.fft.rfft2(padded) * spectrum, s=sides)
+    full = torch.fft.irfft2(torch.fft.rfft2(padded, s=sides) * spectrum, s=sides)
     # The first 2 * radius rows and columns mix both ends of the picture (the FFT is circular).
-    return full[..., 2 * below :, 2 * beside :]
+    return full[..., 2 * below : height, 2 * beside : width]
 
 
 def convolve_reflected_adjoint(y: Tensor, kernel: Tensor) -> Tensor:
@@ -44,13 +45,19 @@ def convolve_reflected_adjoint(y: Tensor, kernel: Tensor) -> Tensor:
     height, width = y.shape[-2:]
     below, beside = kernel.shape[0] // 2, kernel.shape[1] // 2
     placed = F.pad(y, (2 * beside, 0, 2 * below, 0))
-    sides = placed.shape[-2:]
+    sides = _fast(placed.shape[-2]), _fast(placed.shape[-1])
     spectrum = torch.fft.rfft2(kernel.to(y), s=sides)
-    padded = torch.fft.irfft2(torch.fft.rfft2(placed) * spectrum.conj(), s=sides)
+    padded = torch.fft.irfft2(torch.fft.rfft2(placed, s=sides) * spectrum.conj(), s=sides)
+    padded = padded[..., : placed.shape[-2], : placed.shape[-1]]
     rows = mirror_index(height, below).to(y.device)
     columns = mirror_index(width, beside).to(y.device)
-    folded = y.new_zeros((*y.shape[:-2], height, sides[1])).index_add(-2, rows, padded)
+    folded = y.new_zeros((*y.shape[:-2], height, padded.shape[-1])).index_add(-2, rows, padded)
     return torch.zeros_like(y).index_add(-1, columns, folded)
+
+
+def _fast(size: int) -> int:
+    """A length from `size` on of which an FFT is fast: others may hold large prime factors."""
+    return size + -size % 64
 
 
 class _Blur(PixelOperator):

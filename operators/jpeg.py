@@ -35,6 +35,9 @@ RGB_TO_YCC = (
     (0.5, -0.587 / 1.402, -0.114 / 1.402),
 )
 
+SPREAD = 20.0  # levels; how far a restoration's coefficients are taken to be off
+PASSES = 2  # chroma's planes are not exactly those that were moved, after the first
+
 
 @dataclass(frozen=True)
 class Jpeg(PixelOperator):
@@ -49,18 +52,35 @@ class Jpeg(PixelOperator):
 
     quality: Annotated[int, Range(1, 100)] = 10
 
+    def explain(self, x: Tensor, y: Tensor, noise_sigma: float) -> Tensor:
+        """The mean of N(x, SPREAD^2), coefficient by coefficient, among what would be stored as y.
+
+        Each coefficient of the cosine transform was rounded to the multiple of a step that y still
+        shows, since noise is small beside the steps: within half a step it may be anything.
+        """
+        height, width = x.shape[-2:]
+        luma, chroma = self._table(LUMA_TABLE), self._table(CHROMA_TABLE)
+        stored = [to_coefficients(part) for part in _parts(_to_ycc(y))]
+        for _ in range(PASSES):
+            ycc = _to_ycc(x)
+            moved = []
+            for part, at, table in zip(_parts(ycc), stored, (luma, chroma), strict=True):
+                steps = table.to(part)
+                low, high = ((at / steps).round() + side for side in (-0.5, 0.5))
+                coefficients = to_coefficients(part)
+                kept = _truncated_mean(coefficients, low * steps, high * steps)
+                moved.append(from_coefficients(kept - coefficients))
+            moved[1] = F.interpolate(moved[1], scale_factor=2, mode="nearest")
+            x = _to_rgb(ycc + torch.cat(moved, dim=1))[..., :height, :width]
+        return x
+
     def _apply(self, x: Tensor, mask: Tensor | None) -> Tensor:
         height, width = x.shape[-2:]
-        levels = 127.5 * x.clamp(-1, 1) - 0.5  # 0..255 around 128, as files hold them
-        # Whole units of 16x16: blocks of 8x8 in chroma, at half the resolution.
-        levels = F.pad(levels, (0, -width % 16, 0, -height % 16), mode="replicate")
-        to_ycc = torch.tensor(RGB_TO_YCC, dtype=torch.float64)
-        ycc = _mix(levels, to_ycc)
-        luma = _quantise(ycc[:, :1], self._table(LUMA_TABLE))
-        chroma = _quantise(F.avg_pool2d(ycc[:, 1:], 2), self._table(CHROMA_TABLE))
+        luma, chroma = _parts(_to_ycc(x))
+        luma = _quantise(luma, self._table(LUMA_TABLE))
+        chroma = _quantise(chroma, self._table(CHROMA_TABLE))
         chroma = F.interpolate(chroma, scale_factor=2, mode="bilinear", align_corners=False)
-        decoded = _mix(torch.cat([luma, chroma], dim=1), torch.linalg.inv(to_ycc))
-        return ((decoded[..., :height, :width] + 0.5) / 127.5).clamp(-1, 1)
+        return _to_rgb(torch.cat([luma, chroma], dim=1))[..., :height, :width]
 
     def _table(self, base: tuple[tuple[int, ...], ...]) -> Tensor:
         """The table (8, 8) of quantisation steps, 1 to 255, that libjpeg derives from `quality`."""
@@ -73,17 +93,63 @@ def _mix(images: Tensor, matrix: Tensor) -> Tensor:
     return torch.einsum("oc,bchw->bohw", matrix.to(images), images)
 
 
-def _quantise(planes: Tensor, table: Tensor) -> Tensor:
-    """Round the cosine transform of each 8x8 block of planes (B, C, H, W) to steps of `table`."""
+def _to_ycc(images: Tensor) -> Tensor:
+    """Images in [-1, 1] -> luma and chroma planes around 0 as files hold them, in units of 16x16.
+
+    Such a unit holds whole blocks of 8x8 in chroma, too, at half the resolution.
+    """
+    height, width = images.shape[-2:]
+    levels = 127.5 * images.clamp(-1, 1) - 0.5
+    levels = F.pad(levels, (0, -width % 16, 0, -height % 16), mode="replicate")
+    return _mix(levels, torch.tensor(RGB_TO_YCC, dtype=torch.float64))
+
+
+def _to_rgb(ycc: Tensor) -> Tensor:
+    """Undo `_to_ycc`, but for the padding."""
+    levels = _mix(ycc, torch.linalg.inv(torch.tensor(RGB_TO_YCC, dtype=torch.float64)))
+    return ((levels + 0.5) / 127.5).clamp(-1, 1)
+
+
+def _parts(ycc: Tensor) -> tuple[Tensor, Tensor]:
+    """Luma (B, 1, H, W), and chroma at half the resolution, (B, 2, H / 2, W / 2)."""
+    return ycc[:, :1], F.avg_pool2d(ycc[:, 1:], 2)
+
+
+def _cosines() -> Tensor:
     order = torch.arange(8, dtype=torch.float64)
     cosines = torch.cos((2 * order + 1) * order[:, None] * math.pi / 16) / 2
     cosines[0] /= math.sqrt(2)
-    cosines, table = cosines.to(planes), table.to(planes)
+    return cosines
+
+
+def to_coefficients(planes: Tensor) -> Tensor:
+    """The cosine transform of each 8x8 block of planes (B, C, H, W), (B, C, H / 8, W / 8, 8, 8)."""
+    cosines = _cosines().to(planes)
     blocks = planes.unflatten(-1, (-1, 8)).unflatten(-3, (-1, 8)).transpose(-3, -2)
-    coefficients = cosines @ blocks @ cosines.T / table
+    return cosines @ blocks @ cosines.T
+
+
+def from_coefficients(coefficients: Tensor) -> Tensor:
+    """The planes (B, C, H, W) of which `to_coefficients` gives these."""
+    cosines = _cosines().to(coefficients)
+    blocks = cosines.T @ coefficients @ cosines
+    return blocks.transpose(-3, -2).flatten(-2).flatten(-3, -2)
+
+
+def _quantise(planes: Tensor, table: Tensor) -> Tensor:
+    """Round the cosine transform of each 8x8 block of planes (B, C, H, W) to steps of `table`."""
+    table = table.to(planes)
+    coefficients = to_coefficients(planes) / table
     rounded = coefficients.detach().round()
     cube = (coefficients - rounded) ** 3
     # The cube brings its gradient, not its value.
-    coefficients = rounded + cube - cube.detach()
-    blocks = cosines.T @ (coefficients * table) @ cosines
-    return blocks.transpose(-3, -2).flatten(-2).flatten(-3, -2)
+    return from_coefficients((rounded + cube - cube.detach()) * table)
+
+
+def _truncated_mean(mean: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The mean of N(mean, SPREAD^2) between `low` and `high`; the nearer of them far outside."""
+    below, above = ((side.double() - mean.double()) / SPREAD for side in (low, high))
+    probability = torch.special.ndtr(above) - torch.special.ndtr(below)
+    density = (below.square() / -2).exp() - (above.square() / -2).exp()
+    shift = SPREAD * density / (math.sqrt(2 * math.pi) * probability.clamp(min=1e-9))
+    return (mean + shift.to(mean)).clamp(low, high)

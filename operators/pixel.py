@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 class Denoising(PixelOperator):
     """The identity: only the noise degrades the picture."""
 
+    def explain(self, x: Tensor, y: Tensor, noise_sigma: float) -> Tensor:
+        """The restoration as it is: all that is measured is noisy."""
+        return x
+
     def _apply(self, x: Tensor, mask: Tensor | None) -> Tensor:
         return x
 

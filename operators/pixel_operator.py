@@ -9,6 +9,7 @@ from typing import Any, ClassVar, get_type_hints
 import torch
 from torch import Tensor
 
+from operators.consistency import explain
 from operators.errors import OperatorError
 
 
@@ -148,6 +149,20 @@ class PixelOperator(ABC):
         """The measurement at the size of x, (B, 3, H, W): what the autoencoder sees."""
         check_images(y)
         return y
+
+    def explain(self, x: Tensor, y: Tensor, noise_sigma: float) -> Tensor:
+        """The picture near x that explains y: what is measured is kept, what is painted in, too.
+
+        Args:
+            x: restored pictures (B, 3, H, W) in [-1, 1].
+            y: the measurement (1 or B, 3, H / downscale, W / downscale).
+            noise_sigma: std of its noise in [0, 1] units.
+
+        Returns:
+            (B, 3, H, W) in [-1, 1]; x itself for a kind that is not linear, unless it knows
+            better, and for those with a mask, whose known pixels can be put back as they are.
+        """
+        return explain(self, x, y, noise_sigma) if self.linear and not self.needs_mask else x
 
     def draw_mask(self, height: int, width: int, generator: torch.Generator) -> Tensor | None:
         """A mask (1, 1, height, width), 1 = known, 0 = hole; None for a kind that takes none.

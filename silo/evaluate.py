@@ -338,7 +338,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--eta", type=float, help="consistency scale, for 1,000 steps")
     parser.add_argument("--clamp", type=float)
     parser.add_argument("--noise-sigma", type=float, nargs="+", help="for pictures in [0, 1]")
-    parser.add_argument("--keep-known", action="store_true", help="with a mask: as `restore` does")
+    parser.add_argument(
+        "--keep-known", action="store_true", help="what is measured, as `restore` does"
+    )
     parser.add_argument(
         "--prompt", nargs="+", help="each for every picture; with a protocol: its generic prompt"
     )

@@ -11,7 +11,8 @@ from torch import Tensor
 from operators.degradation import Degradation
 from operators.pixel import measure
 from silo import masks
-from silo.images import Fit, fit
+from silo.images import Fit, fit, to_pil
+from silo.noise import estimate_noise
 from silo.prior import LatentPrior
 from silo.request import RestorationRequest
 from silo.streams import stream
@@ -45,7 +46,7 @@ class Measured:
         mask: (1, 1, H, W), 1 = known, for the tasks that have one.
         clean: the clean picture (1, 3, H, W) when the damage is simulated.
         fit: how the picture went on the grid, at the size of what is restored.
-        keep_known: whether what is known is left as it is.
+        keep_known: whether a restoration has to agree with what is known.
         original: what is left of a picture that was scaled down; None where nothing is.
     """
 
@@ -70,11 +71,22 @@ class Measured:
         operator = self.degradation.operator()
         return operator.forward(self.original.picture, self.original.mask)
 
-    def finish(self, decoded: Tensor) -> Tensor:
-        """Decoded pictures (B, 3, H, W) on the grid, with what is known as it is, if it is kept."""
+    def fill_in(self, decoded: Tensor) -> Tensor:
+        """Decoded pictures (B, 3, H, W) on the grid, with known pixels as they are, if kept."""
         if self.mask is None or not self.keep_known:
             return decoded
         return keep_known(decoded, self.full_size, self.mask)
+
+    def finish(self, decoded: Tensor) -> Tensor:
+        """As `fill_in`, and the same for what is known of a picture measured otherwise."""
+        if self.mask is not None or not self.keep_known:
+            return self.fill_in(decoded)
+        return self.degradation.operator().explain(decoded, self.y, self._noise_sigma())
+
+    def _noise_sigma(self) -> float:
+        """What is assumed; or what a photo shows, if that is more: blur would be undone with it."""
+        assumed = self.degradation.noise_sigma
+        return assumed if self.clean is not None else max(assumed, estimate_noise(to_pil(self.y)))
 
     def at_output_size(self, finished: Tensor) -> Tensor:
         """Finished pictures (B, 3, H, W) on the grid as they come back, (B, 3, *fit.output)."""

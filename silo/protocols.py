@@ -44,7 +44,7 @@ class Setting:
         eta: consistency scale, as of `RestorationRequest`; None for the operator's own.
         hyperparameters: (name, value) of samplers that have no eta, in place of the published.
         clamp: bound on each element of the guidance gradient.
-        keep_known: with a mask, keep the known pixels.
+        keep_known: as of `RestorationRequest`.
         samples: restorations of each picture.
         seed: of every picture.
         note: what sets it apart from the others in a table; no part of what it is.

@@ -61,8 +61,9 @@ class RestorationRequest:
             that are guided by a latent operator. It is for 1,000 steps: fewer are guided by as
             much more strongly each.
         noise_sigma: std of the measurement's noise in [0, 1] units, in place of the task's.
-        keep_known: with a mask, keep what is known as it is and fade into the restoration at the
-            hole's edge; without, as in the paper, everything comes out of the decoder.
+        keep_known: keep what is measured: known pixels as they are, with a fade at the hole's edge;
+            of other damage what it has left, as far as noise allows (`PixelOperator.explain`).
+            Without, as in the paper, everything comes out of the decoder.
         clamp: bound on each element of the guidance gradient; None for none; as `eta`.
         hyperparameters: of the other samplers, by name, in place of their published ones.
         samples: how many restorations of the picture; sample i is seeded with seed + i.

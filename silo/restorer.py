@@ -67,7 +67,7 @@ class Progress:
         decodes = self._prior.decodes
         image = _decode(self._prior, self._estimate)
         self._prior.decodes = decodes  # the counter tells what the algorithm costs
-        return to_pil(self._measured.at_output_size(self._measured.finish(image.cpu())))
+        return to_pil(self._measured.at_output_size(self._measured.fill_in(image.cpu())))
 
 
 @dataclass(frozen=True)

@@ -172,6 +172,35 @@ def test_simulation_measures_the_picture_with_the_task_and_its_noise(
     assert torch.equal(measured.y, take_measurement(request, tiny_prior).y)
 
 
+def test_what_is_measured_is_kept_unless_it_is_asked_not_to(
+    tiny_prior: LatentPrior, operators: dict[str, Path]
+) -> None:
+    restorer = Restorer(tiny_prior, operator=operators["super_resolution_x4"])
+    request = RestorationRequest(
+        "super_resolution_x4", _picture(), simulate=True, steps=STEPS, keep_known=False
+    )
+    _, decoded = _restore(restorer, request)
+    _, kept = _restore(restorer, replace(request, keep_known=True))
+    operator = decoded.measured.degradation.operator()
+    expected = operator.explain(decoded.restored, decoded.measured.y, 0.01)
+    torch.testing.assert_close(kept.restored, expected)
+    off = [(operator.forward(each.restored) - each.measured.y).std() for each in (decoded, kept)]
+    assert off[1] < 0.5 * off[0]
+
+
+def test_a_photo_that_is_noisier_than_assumed_is_kept_less_of(
+    tiny_prior: LatentPrior, operators: dict[str, Path]
+) -> None:
+    smooth = torch.linspace(-0.8, 0.8, 96).expand(1, 3, 64, 96)
+    noisy = smooth + 0.1 * torch.randn(smooth.shape, generator=torch.Generator().manual_seed(0))
+    for picture, least, most in ((smooth, 0.0, 1e-6), (noisy, 0.005, 1.0)):
+        request = RestorationRequest("super_resolution_x4", picture, noise_sigma=0.01)
+        measured = take_measurement(request, tiny_prior)
+        start = torch.zeros_like(measured.full_size)
+        assumed = measured.degradation.operator().explain(start, measured.y, 0.01)
+        assert least <= (measured.finish(start) - assumed).abs().mean() <= most
+
+
 def test_what_lies_in_a_hole_makes_no_difference(
     tiny_prior: LatentPrior, operators: dict[str, Path]
 ) -> None:

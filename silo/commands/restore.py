@@ -297,7 +297,7 @@ def _parser() -> argparse.ArgumentParser:
         "--keep-known",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="with a mask: keep the known pixels as they are",
+        help="keep what is measured: known pixels, and what other damage has left",
     )
     texts = parser.add_mutually_exclusive_group()
     texts.add_argument("--prompt", default="", help="what the picture shows")

@@ -93,7 +93,7 @@ def _endpoint(restoring: Restoring, models: Models, component: gr.File) -> Calla
             guidance_scale: of the prompt, from 1, which is none.
             samples: how many restorations, each with the next seed.
             seed: one seed, one picture.
-            keep_known: leave what lies outside the holes as it is.
+            keep_known: keep what is measured: pixels outside holes, and what other damage left.
             prior: one that the page lists by this name, such as tiny.
             operator: one that the page lists, such as owner/name@commit; empty for the task's own.
 

@@ -94,8 +94,8 @@ def read_settings(path: str) -> SavedSettings:
     request = RestorationRequest(
         image=_PLACEHOLDER, simulate=True, degradation=degradation, **values
     )
-    if request.effective_degradation.needs_mask and found.get("keep_known") is False:
-        not_offered.append("known pixels that went through the decoder (--no-keep-known)")
+    if found.get("keep_known") is False:
+        not_offered.append("pictures straight from the decoder (--no-keep-known)")
     if found.get("version") != __version__:
         not_offered.append("another version of SILO")
     if found.get("clamp") is not None:

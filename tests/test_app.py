@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import Mock
 
 import gradio as gr
 import pytest
@@ -16,7 +17,7 @@ from operators.catalog import TASKS, shelf
 from operators.degradation import Degradation
 from silo import __version__
 from silo.caption import Captioner
-from silo.errors import BadMask, BadRequest
+from silo.errors import BadMask, BadRequest, OutOfMemory
 from silo.images import Fit, from_pil, read_parameters, save_png, to_pil
 from silo.masks import load_mask
 from silo.measured import Measured
@@ -558,6 +559,29 @@ def test_a_finished_result_is_given_before_anything_else_and_then_its_time(
     (last,) = running
     assert timing.seconds(work) is not None
     assert "step" not in last[settings.preset].choices[0][0]  # but the time
+
+
+def test_a_run_that_fails_midway_says_so_where_it_counted_its_steps(
+    tiny_prior: LatentPrior, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visit = cast(gr.Request, SimpleNamespace(session_hash="a"))
+    settings, shown, restoring, _ = restoring_with(
+        Models(lambda _: tiny_prior), tmp_path, monkeypatch
+    )
+    photo = tmp_path / "photo.png"
+    save_png(photo, torch.zeros(3, 64, 64))
+    given = {field: getattr(field, "value", None) for field in settings.all()}
+    given |= {settings.photo: str(photo), settings.steps: 3, settings.source: CLEAN}
+
+    running = restoring.restore(given, visit)
+    next(running)  # the measurement
+    assert "Step 1 of 3" in next(running)[shown.status]
+    monkeypatch.setattr(tiny_prior, "predict", Mock(side_effect=OutOfMemory("no <room> left")))
+    last = next(running)
+    assert last[shown.status] == "<p>no &lt;room&gt; left</p>"
+    with pytest.raises(gr.Error, match="no &lt;room&gt; left"):
+        next(running)
+    assert restoring.runs.of("a") is None
 
 
 def test_presets_count_the_chosen_ones_steps_the_variants_and_the_photo(

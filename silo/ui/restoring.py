@@ -1,5 +1,6 @@
 """Restore and Stop: from the fields to a request, from its steps to what the page shows."""
 
+import html
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -102,21 +103,25 @@ class Restoring:
                 outputs.picture: gr.Image(outputs.kept(view(before)), visible=True),
                 outputs.status: paragraphs("Starting."),
             }
-            for event in self.frames(request, *chosen):
-                if isinstance(event, Result):
-                    yield self._finished(event, request)
-                    self._note_time(event, request, given, restorer)
-                    yield {self._settings.preset: self.presets(given)}
-                    continue
-                run.note(event)
-                if run.stopping.is_set():
-                    run.kept = self._keep(run)
-                    yield self._stopped(run, run.kept)
-                    return
-                shown: dict[Any, Any] = {outputs.status: event.to_html()}
-                if event.picture is not None:
-                    shown[outputs.picture] = outputs.kept(at_most(event.picture))
-                yield shown
+            try:
+                for event in self.frames(request, *chosen):
+                    if isinstance(event, Result):
+                        yield self._finished(event, request)
+                        self._note_time(event, request, given, restorer)
+                        yield {self._settings.preset: self.presets(given)}
+                        continue
+                    run.note(event)
+                    if run.stopping.is_set():
+                        run.kept = self._keep(run)
+                        yield self._stopped(run, run.kept)
+                        return
+                    shown: dict[Any, Any] = {outputs.status: event.to_html()}
+                    if event.picture is not None:
+                        shown[outputs.picture] = outputs.kept(at_most(event.picture))
+                    yield shown
+            except gr.Error as error:  # its own message goes away: the step count must, too
+                yield {outputs.status: paragraphs(html.unescape(error.message))}
+                raise
 
     def stop(self, visit: gr.Request) -> dict[Any, Any]:
         """End the visitor's run after its step, and show what it reached.

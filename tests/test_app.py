@@ -510,16 +510,21 @@ def restoring_with(
     return settings, shown, Restoring(models, lambda: captioner, settings, shown, timing), timing
 
 
+def simulating(settings: inputs.Settings, tmp_path: Path, steps: int) -> dict[Any, Any]:
+    """What the fields hold of a visitor who wants to see a photo degraded and restored."""
+    photo = tmp_path / "photo.png"
+    save_png(photo, torch.zeros(3, 64, 64))
+    given = {field: getattr(field, "value", None) for field in settings.all()}
+    return given | {settings.photo: str(photo), settings.steps: steps, settings.source: CLEAN}
+
+
 def test_stop_ends_a_run_after_the_step_under_way(
     tiny_prior: LatentPrior, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     visit = cast(gr.Request, SimpleNamespace(session_hash="a"))
     models = Models(lambda _: tiny_prior)
     settings, shown, restoring, _ = restoring_with(models, tmp_path, monkeypatch)
-    photo = tmp_path / "photo.png"
-    save_png(photo, torch.zeros(3, 64, 64))
-    given = {field: getattr(field, "value", None) for field in settings.all()}
-    given |= {settings.photo: str(photo), settings.steps: 50, settings.source: CLEAN}
+    given = simulating(settings, tmp_path, steps=50)
 
     running = restoring.restore(given, visit)
     next(running)  # the measurement
@@ -542,10 +547,7 @@ def test_a_finished_result_is_given_before_anything_else_and_then_its_time(
     visit = cast(gr.Request, SimpleNamespace(session_hash="a"))
     models = Models(lambda _: tiny_prior)
     settings, shown, restoring, timing = restoring_with(models, tmp_path, monkeypatch)
-    photo = tmp_path / "photo.png"
-    save_png(photo, torch.zeros(3, 64, 64))
-    given = {field: getattr(field, "value", None) for field in settings.all()}
-    given |= {settings.photo: str(photo), settings.steps: 1, settings.source: CLEAN}
+    given = simulating(settings, tmp_path, steps=1)
 
     running = restoring.restore(given, visit)
     next(running)  # the measurement
@@ -568,10 +570,7 @@ def test_a_run_that_fails_midway_says_so_where_it_counted_its_steps(
     settings, shown, restoring, _ = restoring_with(
         Models(lambda _: tiny_prior), tmp_path, monkeypatch
     )
-    photo = tmp_path / "photo.png"
-    save_png(photo, torch.zeros(3, 64, 64))
-    given = {field: getattr(field, "value", None) for field in settings.all()}
-    given |= {settings.photo: str(photo), settings.steps: 3, settings.source: CLEAN}
+    given = simulating(settings, tmp_path, steps=3)
 
     running = restoring.restore(given, visit)
     next(running)  # the measurement

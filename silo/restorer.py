@@ -141,7 +141,8 @@ class Restorer:
         rungs = DIFFERENTIATING if differentiates else EVALUATING
         batches = yield from in_batches(self.prior, rungs, request.samples, sample)
         restored = torch.cat([_decode(self.prior, latents).cpu() for latents in batches])
-        restored = measured.finish(restored)
+        # One after another: many large ones at once may take gigabytes.
+        restored = torch.cat([measured.finish(sample) for sample in restored.split(1)])
         notices = list(self.prior.notices)
         if len(batches) > 1:
             notices.append(f"Memory ran out: the samples were made in {len(batches)} batches.")

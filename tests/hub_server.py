@@ -345,16 +345,24 @@ class Handler(BaseHTTPRequestHandler):
 
     def request_hardware(self, body: bytes, repo_id: str) -> Any:
         self.repository("spaces", repo_id, write=True)
-        flavor = self.hub.hardware[repo_id] = json.loads(body)["flavor"]
-        hardware = {"current": None, "requested": flavor}
+        self.hub.hardware[repo_id] = json.loads(body)["flavor"]
+        return self.runtime(body, repo_id)
+
+    def runtime(self, body: bytes, repo_id: str) -> Any:
+        self.repository("spaces", repo_id)
+        hardware = {"current": None, "requested": self.hub.hardware.get(repo_id)}
         return {"stage": "BUILDING", "hardware": hardware, "gcTimeout": None}
+
+    def variables(self, body: bytes, repo_id: str) -> Any:
+        self.repository("spaces", repo_id)
+        variables = self.hub.variables.get(repo_id, {})
+        return {key: {"value": value, "updatedAt": DATE} for key, value in variables.items()}
 
     def add_variable(self, body: bytes, repo_id: str) -> Any:
         self.repository("spaces", repo_id, write=True)
         given = json.loads(body)
-        variables = self.hub.variables.setdefault(repo_id, {})
-        variables[given["key"]] = given["value"]
-        return {key: {"value": value, "updatedAt": DATE} for key, value in variables.items()}
+        self.hub.variables.setdefault(repo_id, {})[given["key"]] = given["value"]
+        return self.variables(body, repo_id)
 
     # Writing
 
@@ -460,6 +468,8 @@ def _routes() -> list[tuple[tuple[str, ...], re.Pattern[str], str]]:
         (post, "/api/validate-yaml", "validate_yaml"),
         (get, r"/api/collections/(?P<slug>.+)", "collection"),
         (post, rf"/api/spaces/{repo_id}/hardware", "request_hardware"),
+        (get, rf"/api/spaces/{repo_id}/runtime", "runtime"),
+        (get, rf"/api/spaces/{repo_id}/variables", "variables"),
         (get, "/api/whoami-v2", "who_am_i"),
         (get, rf"{api}/auth-check/write", "auth_check"),
         (post, rf"/api/spaces/{repo_id}/variables", "add_variable"),

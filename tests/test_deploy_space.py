@@ -90,6 +90,12 @@ def test_a_chosen_prior_is_the_usual_one_and_fetched_when_the_space_is_built(
         name for name in names if not name.endswith(".safetensors") or _variant(name) == variant
     }
 
+    # An update keeps what was chosen, the files for it included.
+    assert main(["deploy-space", SPACE]) == 0
+    updated = local_hub.repositories[f"spaces/{SPACE}"].files["README.md"].content.decode()
+    assert updated == card
+    assert local_hub.variables == {SPACE: {"SILO_PRIOR": "sd15"}}
+
 
 def _variant(name: str) -> str:
     return ".fp16" if ".fp16." in name else ""

@@ -26,6 +26,7 @@ from silo.prior_files import EMBEDDED_NAME, HUB_PRIORS, needed_files
 ROOT = Path(__file__).parents[2]
 FILES = ("README.md", "app.py", "requirements.txt")
 FOLDERS = ("operators", "silo", "hub_cards")
+PRIOR_VARIABLE = "SILO_PRIOR"  # which app.py reads
 SPACE_TORCH = "torch>=2.8,<2.12"  # what ZeroGPU offers, up to 2.11
 
 
@@ -34,8 +35,10 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     files = space_files(ROOT)
     require_online(f"deploy to {arguments.repo_id}")
+    prior, hardware = _present(arguments.repo_id)
+    prior, hardware = arguments.prior or prior, arguments.hardware or hardware
     with TemporaryDirectory() as folder:
-        files |= _adapted(files, arguments.prior, arguments.hardware, Path(folder))
+        files |= _adapted(files, prior, hardware, Path(folder))
         url = commit_files(
             arguments.repo_id,
             files,
@@ -47,8 +50,8 @@ def main(argv: list[str]) -> int:
         )
     print(url)
     if arguments.prior is not None:
-        with _refused(arguments.repo_id, f"the variable SILO_PRIOR={arguments.prior}"):
-            HfApi().add_space_variable(arguments.repo_id, "SILO_PRIOR", arguments.prior)
+        with _refused(arguments.repo_id, f"the variable {PRIOR_VARIABLE}={arguments.prior}"):
+            HfApi().add_space_variable(arguments.repo_id, PRIOR_VARIABLE, arguments.prior)
     if arguments.hardware is not None:
         with _refused(arguments.repo_id, f"the hardware {arguments.hardware}"):
             HfApi().request_space_hardware(arguments.repo_id, SpaceHardware(arguments.hardware))
@@ -82,6 +85,18 @@ def space_files(root: Path) -> dict[str, Path]:
                 "off the shelf before deploying"
             )
     return files
+
+
+def _present(repo_id: str) -> tuple[str | None, str | None]:
+    """The usual prior and the hardware of a Space as it is; None for what it has not, or hides."""
+    try:
+        variables = HfApi().get_space_variables(repo_id)
+        runtime = HfApi().get_space_runtime(repo_id)
+    except HfHubHTTPError:  # there is none yet, or it is not ours: the push will tell
+        return None, None
+    prior = variables.get(PRIOR_VARIABLE)
+    hardware = runtime.requested_hardware or runtime.hardware
+    return None if prior is None else prior.value, hardware
 
 
 def _adapted(

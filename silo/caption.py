@@ -103,16 +103,17 @@ class Captioner:
         return caption
 
     def release_under_pressure(self) -> None:
-        """Unload the model where less than `LOW_MEMORY` is left beside it."""
-        if self.is_loaded and free_memory(self.device) < LOW_MEMORY:
-            self.unload()
+        """Unload the model where less than `LOW_MEMORY` is left beside it.
 
-    def unload(self) -> None:
-        """Give the memory back; the next use loads the model again."""
-        with self._lock:
+        One that is describing a photo does so itself when it is done: nobody waits for that.
+        """
+        if not self.is_loaded or free_memory(self.device) >= LOW_MEMORY:
+            return
+        if self._lock.acquire(blocking=False):
             self._loaded = None
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+            self._lock.release()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
 
     def fetch(self) -> Path:
         """Return the folder with the model's files, downloaded first where they are not here.

@@ -112,6 +112,24 @@ def test_where_memory_runs_out_it_says_so(
     assert captioner.describe(Image.new("RGB", (56, 56)))
 
 
+def test_nobody_waits_for_a_description_to_free_its_memory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    plenty(monkeypatch)
+    captioner = Captioner(str(folder))
+    captioner.describe(Image.new("RGB", (56, 56)))
+    monkeypatch.setattr(caption, "free_memory", lambda _: 0)
+
+    def describing(*_: object) -> str:
+        captioner.release_under_pressure()  # as a restoration does; it would wait for ever
+        assert captioner.is_loaded
+        return "a red square"
+
+    monkeypatch.setattr(caption, "_generate", describing)
+    assert captioner.describe(Image.new("RGB", (56, 56))) == "a red square"
+    assert not captioner.is_loaded
+
+
 def test_the_gpu_is_asked_for_when_the_model_is_here(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -13,6 +13,7 @@ from silo.caption import Captioner
 from silo.decoding import MAX_PIXELS
 from silo.devices import pick_device, pick_dtype
 from silo.errors import SiloError
+from silo.lpips import find_weights
 from silo.prior import LatentPrior, load_or_embedded
 from silo.prior_files import EMBEDDED_NAME
 from silo.ui import paste
@@ -22,6 +23,7 @@ from silo.ui.style import CSS, theme
 from silo.ui.timing import Timing
 
 USUAL_PRIOR = os.environ.get("SILO_PRIOR", EMBEDDED_NAME)
+COLLECTION = os.environ.get("SILO_COLLECTION")  # whose operators the page offers to fetch
 # A result comes back for its settings, the largest with three bytes a pixel and some more. Photos
 # have a lower limit, which says so itself.
 MAX_UPLOAD_BYTES = 4 * MAX_PIXELS
@@ -53,8 +55,9 @@ def main() -> None:
         captioner().release_under_pressure()
         return load_prior(name)
 
-    models, timing = Models(load, USUAL_PRIOR), Timing()
+    models, timing = Models(load, USUAL_PRIOR, COLLECTION), Timing()
     try:
+        find_weights("alex")  # a folder without any is told now, not in place of a result
         restorer = models.restorer()
         if restorer.prior.name == EMBEDDED_NAME and restorer.prior.device.type == "cpu":
             timing.measure(USUAL_PRIOR, restorer)  # others would keep visitors waiting

@@ -6,12 +6,13 @@ import functools
 import socket
 import tempfile
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import httpx2  # what huggingface_hub speaks HTTP with
@@ -33,6 +34,7 @@ from silo.errors import BadRequest, HubUnavailable, PushRefused
 from silo.hub_commit import commit_files, retried
 
 PROBE_SECONDS = 1.5
+REASK_SECONDS = 30
 CARD_NAME = "README.md"
 EXAMPLE_NAME = "example.png"  # what a card may show
 NO_REPOSITORY = "FOLDER"  # what a card's command names as long as the operator has none
@@ -42,14 +44,19 @@ Report = Callable[[int, int], None]  # bytes that are here, bytes in all files b
 _report: ContextVar[Report | None] = ContextVar("report", default=None)
 
 
-@functools.cache
 def reachable() -> bool:
-    """Whether the Hub answers, asked once a process and known within `PROBE_SECONDS`.
+    """Whether the Hub answers: asked at most every `REASK_SECONDS`, known within `PROBE_SECONDS`.
 
     huggingface_hub itself retries for about half a minute before it gives up. HF_ENDPOINT,
     HF_HUB_OFFLINE and the proxy variables are honoured as the library reads them; with a proxy it
     is the proxy that must answer.
     """
+    return reachable_during(int(time.monotonic() // REASK_SECONDS))
+
+
+@functools.lru_cache(maxsize=1)
+def reachable_during(_period: int) -> bool:
+    """What `reachable` says, for the period of `REASK_SECONDS` that it is asked in."""
     if constants.is_offline_mode():
         return False
     address = _address(constants.ENDPOINT)
@@ -70,7 +77,12 @@ def reachable() -> bool:
 
 
 def snapshot(
-    repo_id: str, revision: str, allow_patterns: list[str], *, repo_type: str = "model"
+    repo_id: str,
+    revision: str,
+    allow_patterns: list[str],
+    *,
+    repo_type: str = "model",
+    token: Literal[False] | None = None,
 ) -> tuple[Path, str]:
     """A repository's files in the local cache, downloaded first where the Hub is reachable.
 
@@ -79,6 +91,7 @@ def snapshot(
         revision: branch, tag or commit hash.
         allow_patterns: the files wanted, as glob patterns; nothing else is downloaded.
         repo_type: "model" or "dataset".
+        token: False asks as a stranger; None with the environment's or the login's token.
 
     Returns:
         The folder and the 40-digit commit hash it holds.
@@ -96,6 +109,7 @@ def snapshot(
             revision=revision,
             allow_patterns=allow_patterns,
             local_files_only=not online,
+            token=token,
             tqdm_class=_reporting_bar(_report.get()),
         )
     except (RepositoryNotFoundError, RevisionNotFoundError):

@@ -18,7 +18,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from silo.hub import reachable
+from silo.hub import reachable_during
 from silo.prior import LatentPrior
 from silo.prior_files import load_components
 from tests.hub_server import Hub
@@ -129,10 +129,10 @@ def local_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(cache.parent / "assets"))
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        reachable.cache_clear()
+        reachable_during.cache_clear()
         yield hub
         huggingface_hub.close_session()
-        reachable.cache_clear()
+        reachable_during.cache_clear()
 
 
 @pytest.fixture(scope="session")

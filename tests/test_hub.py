@@ -1,5 +1,7 @@
 import socket
 import threading
+import time
+from unittest.mock import Mock
 
 import httpx2
 import pytest
@@ -20,10 +22,10 @@ def fresh(monkeypatch):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    probe = hub.reachable
-    probe.cache_clear()
+    monkeypatch.setattr(time, "monotonic", lambda: 1e6)  # nothing is asked again
+    hub.reachable_during.cache_clear()
     yield
-    probe.cache_clear()
+    hub.reachable_during.cache_clear()
 
 
 @pytest.fixture
@@ -56,7 +58,7 @@ def test_a_server_that_accepts_is_reachable(monkeypatch):
         endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
         monkeypatch.setattr(constants, "ENDPOINT", endpoint)
         assert hub.reachable()
-        hub.reachable.cache_clear()
+        hub.reachable_during.cache_clear()
     assert not hub.reachable()  # refused, now that it is closed
 
 
@@ -76,9 +78,23 @@ def test_a_connection_or_a_look_up_that_hangs_is_given_up(monkeypatch):
     assert hung.wait(10)
 
 
-def test_the_network_is_probed_once(connections):
+def test_the_network_is_probed_once_and_again_after_a_while(monkeypatch, connections):
     assert hub.reachable() and hub.reachable()
     assert connections == [("huggingface.co", 443)]
+    later = time.monotonic() + hub.REASK_SECONDS
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert hub.reachable() and hub.reachable()
+    assert len(connections) == 2
+
+
+def test_a_network_that_comes_back_is_noticed(monkeypatch):
+    monkeypatch.setattr(socket, "create_connection", Mock(side_effect=OSError))
+    assert not hub.reachable()
+    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: socket.socket())
+    assert not hub.reachable()
+    later = time.monotonic() + hub.REASK_SECONDS
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert hub.reachable()
 
 
 def test_the_offline_switch_leaves_the_network_alone(monkeypatch, connections):

@@ -77,7 +77,7 @@ def test_offline_the_cache_is_read(local_hub: Hub, monkeypatch: pytest.MonkeyPat
     fetch_dataset(NAME)
     asked = len(local_hub.requests)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    hub.reachable.cache_clear()
+    hub.reachable_during.cache_clear()
     assert fetch_dataset(NAME) == fetch_dataset(f"{NAME}@{commit}")
     with pytest.raises(HubUnavailable, match="hf download lab/other --repo-type dataset"):
         fetch_dataset("lab/other")
@@ -125,7 +125,7 @@ def test_tables_are_unpacked_once_with_their_captions(
     shards = list(_assets().rglob("*.tar"))
     stamps = [shard.stat().st_mtime_ns for shard in shards]
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    hub.reachable.cache_clear()
+    hub.reachable_during.cache_clear()
     assert fetch_dataset(NAME) == dataset and len(shards) == 2
     assert [shard.stat().st_mtime_ns for shard in shards] == stamps
 

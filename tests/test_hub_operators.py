@@ -715,7 +715,7 @@ def test_offline_is_said_at_once(
     hub.push_operator(trained, NAME)
     asked = len(local_hub.requests)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    hub.reachable.cache_clear()
+    hub.reachable_during.cache_clear()
     for action in (
         ["push", str(trained), "--repo_id", NAME],
         ["pull", NAME],

@@ -67,7 +67,7 @@ def repository(
         operator = CompactCNN(latent_channels=4, width=8, blocks=1, groups=4)
     operator.metadata = {"task": task, "prior": EMBEDDED_NAME, **metadata}
     operator.save_pretrained(tmp_path / "operator")
-    card = b"---\nlicense: mit\n---\n"
+    card = b"---\nlibrary_name: silo\nlicense: mit\n---\n"
     files = {
         path.name: File(path.read_bytes(), path.suffix == ".safetensors")
         for path in (tmp_path / "operator").iterdir()
@@ -136,9 +136,9 @@ def test_the_commit_that_was_checked_is_fetched(
     pushed = local_hub.repositories["models/lab/operator"]
     checked, fetch = pushed.head, hub.snapshot
 
-    def fetch_after_a_push(*arguments: Any) -> tuple[Path, str]:
+    def fetch_after_a_push(*arguments: Any, token: Any) -> tuple[Path, str]:
         pushed.commit("larger", {**pushed.files, "README.md": File(bytes(10**6), False)})
-        return fetch(*arguments)
+        return fetch(*arguments, token=token)
 
     monkeypatch.setattr(hub, "snapshot", fetch_after_a_push)
     assert Models(lambda _: tiny_prior).add("lab/operator").name == f"lab/operator@{checked}"
@@ -252,6 +252,33 @@ def test_a_prior_is_here_when_all_of_it_is(tmp_path: Path, monkeypatch: pytest.M
     assert ["download" in label for label in labels] == [True, True, False]
     assert "here" in labels[-1]
     assert models.same_prior(Weights("rv51", None)) is None
+
+
+def test_what_is_open_to_this_machines_token_alone_is_not_added(
+    local_hub: Hub, tmp_path: Path, tiny_prior: LatentPrior
+) -> None:
+    repository(local_hub, tmp_path)
+    local_hub.repositories["models/lab/operator"].private = True
+    with pytest.raises(OperatorError, match="no open model lab/operator"):
+        Models(lambda _: tiny_prior).add("lab/operator")
+
+
+def test_operators_of_the_collection_are_offered_until_they_are_here(
+    local_hub: Hub, tmp_path: Path, tiny_prior: LatentPrior
+) -> None:
+    repository(local_hub, tmp_path)
+    local_hub.collections["lab/silo-1"] = ["lab/operator"]
+    models = Models(lambda _: tiny_prior, collection="lab/silo-1")
+    head = local_hub.repositories["models/lab/operator"].head
+    (choice,) = models.offered()
+    assert choice[0].startswith("lab/operator: motion_blur (0.") and "download, mit" in choice[0]
+    assert choice[1] == f"lab/operator@{head}"
+    requests = len(local_hub.requests)
+    assert models.offered() == [choice] and len(local_hub.requests) == requests
+    assert models.add(choice[1]).task == "motion_blur"
+    assert models.offered() == [] == Models(lambda _: tiny_prior).offered()
+    with pytest.raises(OperatorError, match="'lab/none'"):
+        Models(lambda _: tiny_prior, collection="lab/none").offered()
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from silo.decoding import SUFFIXES
 from silo.devices import DTYPES, peak_memory, pick_device, pick_dtype
 from silo.errors import BadImage, BadMask, BadRequest, CannotSave, OutOfMemory
 from silo.images import load_image, read_parameters, save_png, to_pil
+from silo.lpips import find_weights
 from silo.masks import load_mask
 from silo.metrics import scores
 from silo.own_degradation import load_degradation
@@ -40,6 +41,8 @@ def main(argv: list[str]) -> int:
         check_task(arguments.task, sampler)
     if arguments.operator is not None and not SAMPLERS[sampler].needs_operator:
         raise BadRequest(f"{sampler} uses no latent operator: leave --operator out.")
+    if arguments.simulate:
+        find_weights("alex")  # a folder without any is told now, not after a restoration
     pictures = find_pictures(arguments.inputs)
     outputs = plan_outputs(arguments.inputs, pictures, arguments.out)
     keep_freed_memory()

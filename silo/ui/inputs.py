@@ -68,6 +68,7 @@ class Tools:
     describe: gr.Button
     new_seed: gr.Button
     saved: gr.File
+    offered: gr.Dropdown
     operator_id: gr.Textbox
     add_operator: gr.Button
     noise_given: gr.State
@@ -155,6 +156,9 @@ def lay_out(models: Models) -> tuple[Settings, Tools]:
             filterable=False,
             elem_id="operator",
         )
+        offered = gr.Dropdown(
+            [], label="Operators on the Hub", visible=False, filterable=False, elem_id="offered"
+        )
         operator_id = gr.Textbox(
             label="Another operator from the Hub",
             placeholder="owner/name, or the link to its page",
@@ -168,7 +172,7 @@ def lay_out(models: Models) -> tuple[Settings, Tools]:
     )
     return settings, Tools(
         *(examples, painter, invert, describe, new_seed, saved),
-        *(operator_id, add_operator, gr.State(False)),
+        *(offered, operator_id, add_operator, gr.State(False)),
     )
 
 

@@ -1,7 +1,10 @@
 """The priors and operators that the page offers: listed, fetched, checked, kept while in use."""
 
+import functools
 import re
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -29,7 +32,7 @@ from operators.latent import LatentOperator, architectures
 from operators.pretrained import CONFIG_NAME, WEIGHTS_NAME
 from silo import hub
 from silo.errors import BadRequest
-from silo.operator_listing import ListedOperator, in_cache, on_shelf
+from silo.operator_listing import ListedOperator, in_cache, in_collection, on_shelf
 from silo.prior import LatentPrior
 from silo.prior_files import EMBEDDED_FOLDER, EMBEDDED_NAME, HUB_PRIORS, is_whole
 from silo.request import RestorationRequest
@@ -38,6 +41,7 @@ from silo.ui.saved_settings import Weights
 
 AUTOMATIC = ""  # the shelf's operator for the task
 MAX_OPERATOR_BYTES = 500_000_000
+COLLECTION_SECONDS = 600  # for which a collection is taken to stay as it is
 MAX_KEPT = 3  # operators of visitors' choice that stay in memory
 # What is said of a prior that is not here yet: its name, bytes as float32, and licence.
 _HUB_NOTES = {
@@ -66,11 +70,17 @@ class Models:
 
     Attributes:
         default: the usual prior's name.
+        collection: of operators on the Hub, by its slug, such as "owner/title-id"; None for none.
     """
 
-    def __init__(self, load: Callable[[str], LatentPrior], default: str = EMBEDDED_NAME) -> None:
+    def __init__(
+        self,
+        load: Callable[[str], LatentPrior],
+        default: str = EMBEDDED_NAME,
+        collection: str | None = None,
+    ) -> None:
         """Use `load` to load a prior by its name."""
-        self._load, self.default = load, default
+        self._load, self.default, self.collection = load, default, collection
         self._usual: dict[str, Future[Restorer]] = {}  # by the prior's name
         self._chosen: dict[tuple[str, str], Restorer] = {}  # with operators; the last used is last
         self._lock = threading.Lock()
@@ -161,7 +171,8 @@ class Models:
         """
         repo_id, revision = parse_link(text)
         checked = _checked_commit(repo_id, revision)
-        folder, commit = hub.snapshot(repo_id, checked, [*hub.OPERATOR_FILES])
+        # Visitors must not come by what is open to this machine's token alone.
+        folder, commit = hub.snapshot(repo_id, checked, [*hub.OPERATOR_FILES], token=False)
         operator = LatentOperator.from_pretrained(folder)
         task, described = operator.metadata.get("task"), operator.metadata.get("degradation")
         if task is None or (task not in TASKS and described is None):
@@ -225,11 +236,27 @@ class Models:
             task: list only those for this task; None for all.
         """
         return [("The one for the task", AUTOMATIC)] + [
-            (_label(entry), name)
+            (_label(entry, "here"), name)
             for entry, name in _listed()
             if entry.task is not None
             and task in (None, entry.task)
             and (prior is None or self._fits(entry, prior))
+        ]
+
+    def offered(self) -> list[Choice]:
+        """Return the collection's operators that are not here, as labels and ID@COMMIT.
+
+        Raises:
+            OperatorNotFound: there is no such collection, or the Hub failed.
+        """
+        if self.collection is None or not hub.reachable():
+            return []
+        here = {(entry.name, entry.commit) for entry in (*on_shelf(), *in_cache())}
+        period = int(time.monotonic() // COLLECTION_SECONDS)
+        return [
+            (_label(entry, "download"), f"{entry.name}@{entry.commit}")
+            for entry in _in_collection(self.collection, period)
+            if entry.task is not None and (entry.name, entry.commit) not in here
         ]
 
     def priors(self) -> list[Choice]:
@@ -293,7 +320,7 @@ def _checked_commit(repo_id: str, revision: str) -> str:
     if not hub.reachable():
         return revision
     try:
-        info = HfApi().model_info(repo_id, revision=revision, files_metadata=True)
+        info = HfApi(token=False).model_info(repo_id, revision=revision, files_metadata=True)
     except HfHubHTTPError as error:
         raise OperatorNotFound(
             f"The Hub has no open model {repo_id} at {revision}: check the id on its page."
@@ -336,6 +363,16 @@ def _listed() -> Iterator[tuple[ListedOperator, str]]:
         yield entry, f"{entry.name}@{entry.commit}"
 
 
+@functools.lru_cache(maxsize=1)
+def _in_collection(slug: str, _period: int) -> list[ListedOperator]:
+    """The operators of a collection, read once in each period of `COLLECTION_SECONDS`."""
+
+    def report(error: OperatorError) -> None:
+        print(f"Left out of the collection {slug}: {error}.", file=sys.stderr)
+
+    return list(in_collection(slug, report))
+
+
 def _place(name: str) -> str | Path:
     """Return what a chosen operator's name stands for: a folder on the shelf, or a Hub id."""
     return name if "@" in name else SHELF.parent / name
@@ -347,9 +384,9 @@ def _embedded_label() -> str:
     return f"Small and embedded ({_size(size)} here, {licence})"
 
 
-def _label(operator: ListedOperator) -> str:
+def _label(operator: ListedOperator, place: str) -> str:
     licence = operator.license or "licence unknown"
-    return f"{operator.name}: {operator.task} ({_size(operator.size)} here, {licence})"
+    return f"{operator.name}: {operator.task} ({_size(operator.size)} {place}, {licence})"
 
 
 def _size(count: int) -> str:

@@ -22,6 +22,8 @@ Small, blurred, noisy, compressed or damaged photos, restored by a latent diffus
 guided by a learned model of the damage.
 """
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+# What is done at once, even where the queue of restorations is full.
+AT_ONCE: dict[str, Any] = {**QUIET, "queue": False}
 
 
 def build(models: Models, captioner_factory: Callable[[], Captioner], timing: Timing) -> gr.Blocks:
@@ -46,16 +48,19 @@ def build(models: Models, captioner_factory: Callable[[], Captioner], timing: Ti
             {*settings.of_time(), settings.preset},
             settings.preset,
             trigger_mode="always_last",
-            **QUIET,
+            **AT_ONCE,
         )
         listed = page.load(
             preparing.listed, None, [settings.operator, settings.prior, settings.task], **QUIET
         )
+        if models.collection is not None:
+            page.load(preparing.offered, None, tools.offered, **QUIET)
         fitting = functools.partial(inputs.fitting_operators, models)
         chosen = [settings.task, settings.prior, settings.operator]
         for changed in (listed.then, settings.task.change, settings.prior.change):
-            changed(fitting, chosen, settings.operator, **QUIET)
+            changed(fitting, chosen, settings.operator, **AT_ONCE)
         api.add(restoring, models)
+        page.unload(restoring.leave)
     return page
 
 
@@ -81,7 +86,7 @@ def _wire_preparation(
         preparing.blank_canvas, damage, fields.canvas, **QUIET
     )
     # `input`, not `change`: only a person's choice may overwrite what stands in these fields.
-    fields.preset.input(lambda name: PRESETS[name].steps, fields.preset, fields.steps, **QUIET)
+    fields.preset.input(lambda name: PRESETS[name].steps, fields.preset, fields.steps, **AT_ONCE)
     fields.photo.upload(
         preparing.noise_of_photo,
         {*damage, tools.noise_given},
@@ -99,7 +104,7 @@ def _wire_preparation(
         preparing.load_mask, [fields.mask_file, fields.photo], fields.canvas, **QUIET
     )
     tools.invert.click(preparing.invert_mask, [fields.canvas, fields.photo], fields.canvas, **QUIET)
-    tools.new_seed.click(preparing.new_seed, None, fields.seed, **QUIET)
+    tools.new_seed.click(preparing.new_seed, None, fields.seed, **AT_ONCE)
     tools.saved.upload(
         preparing.reuse,
         tools.saved,
@@ -125,22 +130,23 @@ def _wire_preparation(
         [fields.task, fields.noise_sigma, fields.preset, fields.steps],
         **QUIET,
     )
-    gr.on(
-        [tools.add_operator.click, tools.operator_id.submit],
-        preparing.add_operator,
-        {*damage, tools.operator_id},
-        [
-            *(fields.operator, fields.prior, fields.task, tools.operator_id),
-            *(fields.noise_sigma, fields.preset, fields.steps),
-        ],
-        show_progress_on=tools.operator_id,
-        api_visibility="private",
-    )
+    chosen = tools.offered.input(lambda name: name, tools.offered, tools.operator_id, **AT_ONCE)
+    for named in (tools.add_operator.click, tools.operator_id.submit, chosen.then):
+        named(
+            preparing.add_operator,
+            {*damage, tools.operator_id},
+            [
+                *(fields.operator, fields.prior, fields.task, tools.operator_id),
+                *(fields.noise_sigma, fields.preset, fields.steps),
+            ],
+            show_progress_on=tools.operator_id,
+            api_visibility="private",
+        )
     shown.variants.select(
         outputs.choose_variant,
         shown.files,
         [shown.comparison, shown.side_by_side, shown.download],
-        **QUIET,
+        **AT_ONCE,
     )
 
 
@@ -151,9 +157,7 @@ def _wire_restoration(
         return gr.Button(interactive=not running), gr.Button(interactive=running)
 
     switched = [shown.go, shown.stop]
-    restoration = shown.go.click(
-        functools.partial(buttons, True), None, switched, queue=False, **QUIET
-    ).then(
+    restoration = shown.go.click(functools.partial(buttons, True), None, switched, **AT_ONCE).then(
         restoring.restore,
         fields.all(),
         [*shown.of_result(), fields.preset],
@@ -165,13 +169,12 @@ def _wire_restoration(
         api_visibility="private",
     )
     for ended in (restoration.success, restoration.failure):
-        ended(functools.partial(buttons, False), None, switched, queue=False, **QUIET)
+        ended(functools.partial(buttons, False), None, switched, **AT_ONCE)
     # Restore comes back with the end of the cancelled run: until then a click on it is dropped.
     shown.stop.click(
         restoring.stop,
         None,
         [shown.stop, *shown.of_result()],
         cancels=restoration,
-        queue=False,
-        **QUIET,
+        **AT_ONCE,
     )

@@ -119,7 +119,11 @@ class Preparing:
     def choose_example(self, name: str, given: dict[Any, Any]) -> dict[Any, Any]:
         """Take an example: the file, that it is clean, and the noise that the task adds."""
         fields = self._settings
-        example = example_photo(name, self._models.restorer().prior.native_size)
+        try:
+            prior = self._models.restorer(given[fields.prior]).prior
+        except SiloError as error:
+            raise one_sentence(error) from error
+        example = example_photo(name, prior.native_size)
         path = keep(example, fields.photo.GRADIO_CACHE, name)
         chosen = {fields.photo: path, fields.source: CLEAN}
         return {**chosen, **self.noise_of_photo({**given, **chosen})}
@@ -140,14 +144,14 @@ class Preparing:
                 steps=request.effective_steps,
             )
             prior, operator, missing = self._weights(saved, usual)
-            usual_eta = self._models.restorer(prior, operator).parameters(usual)["eta"]
+            here = self._models.restorer(prior, operator).parameters(usual)
         except (SiloError, OperatorError) as error:
             raise one_sentence(error) from error
         assert request.eta is not None, "read_settings asks for it"
         values = {
             fields.source: CLEAN if saved.simulate else DEGRADED,
             fields.preset: preset,
-            fields.faithfulness: round(request.eta / usual_eta, 6),
+            fields.faithfulness: round(request.eta / here["eta"], 6),
             fields.steps: request.effective_steps,
             fields.noise_sigma: request.effective_noise_sigma,
             fields.prompt: request.prompt,
@@ -169,8 +173,11 @@ class Preparing:
         if missing:
             names = html.escape(" and ".join(missing))
             gr.Warning(f"Not here: {names}. The usual one is chosen; the picture will differ.")
-        if saved.not_offered:
-            names = " and ".join(saved.not_offered)
+        not_offered = list(saved.not_offered)
+        if saved.dtype not in (None, here["dtype"]):
+            not_offered.append(f"{saved.dtype} numbers")
+        if not_offered:
+            names = " and ".join(not_offered)
             gr.Warning(f"The page does not offer {names}; the picture may differ.")
         tasks = task_choices(self._models.tasks(prior))
         return {
@@ -251,6 +258,16 @@ class Preparing:
             fields.task: gr.Dropdown(tasks, value=added.task),
             self._tools.operator_id: "",
         }
+
+    def offered(self) -> gr.Dropdown:
+        """List the operators of the page's collection on the Hub."""
+        try:
+            choices = self._models.offered()
+        except OperatorError as error:
+            return gr.Dropdown([], visible=True, info=f"The list cannot be read: {error}.")
+        return gr.Dropdown(
+            choices, value=None, visible=bool(choices), info="Fetched and checked when chosen."
+        )
 
     def listed(self) -> dict[Any, Any]:
         """List the priors and operators that are here by now."""

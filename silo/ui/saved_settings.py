@@ -9,6 +9,7 @@ from operators.catalog import TASKS
 from operators.degradation import Degradation
 from operators.errors import OperatorError
 from silo import __version__
+from silo.devices import DTYPES
 from silo.errors import BadRequest
 from silo.images import read_parameters
 from silo.request import PRESETS, RestorationRequest
@@ -16,6 +17,7 @@ from silo.samplers import SAMPLERS
 
 MAX_PROMPT = 1000  # characters
 MAX_NAME = 200
+_DTYPES = [str(dtype).removeprefix("torch.") for kind in DTYPES.values() for dtype in kind]
 _PLACEHOLDER = torch.zeros(1, 3, 8, 8)  # settings are checked with a request, which has a picture
 _TYPES: dict[str, type] = {
     "task": str,
@@ -55,6 +57,7 @@ class SavedSettings:
         prior: what it was restored with.
         operator: what guided it.
         not_offered: what it was made with beside, that the page has no field for.
+        dtype: the kind of number it was computed in; None where that is none of ours.
     """
 
     request: RestorationRequest
@@ -62,6 +65,7 @@ class SavedSettings:
     prior: Weights
     operator: Weights
     not_offered: list[str]
+    dtype: str | None
 
 
 def read_settings(path: str) -> SavedSettings:
@@ -100,7 +104,10 @@ def read_settings(path: str) -> SavedSettings:
         not_offered.append("another version of SILO")
     if found.get("clamp") is not None:
         not_offered.append("a bound on the guidance gradient (--clamp)")
-    return SavedSettings(request, simulate, prior, operator, not_offered)
+    if found.get("stopped_after") is not None:
+        not_offered.append("estimates of a run that was stopped")
+    dtype = found["dtype"] if found.get("dtype") in _DTYPES else None
+    return SavedSettings(request, simulate, prior, operator, not_offered, dtype)
 
 
 def _degradation(found: dict[str, Any]) -> Degradation | None:

@@ -4,6 +4,7 @@ import ast
 import asyncio
 import base64
 import struct
+import time
 import urllib.request
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ import pytest
 import torch
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
-from gradio_client.utils import QueueError
+from gradio_client.utils import QueueError, Status
 from mcp import ClientSession
 from mcp.client.streamable_http import streamable_http_client
 from mcp.types import CallToolResult, TextContent, Tool
@@ -258,6 +259,18 @@ def test_settings_out_of_range_get_one_sentence(client: Client, photo: Path) -> 
         client.predict(
             photo=handle_file(photo), task="gaussian_blur", steps=10_000, api_name="/restore"
         )
+
+
+def test_a_client_that_leaves_frees_its_slot(app: App, client: Client, photo: Path) -> None:
+    leaving = Client(app.url, verbose=False, download_files=False)
+    endless = {**SETTINGS, "preset": "paper", "steps": 1000, "samples": 4}
+    job = leaving.submit(photo=handle_file(photo), **endless, api_name="/restore")
+    while job.status().code is not Status.PROCESSING:
+        assert not job.done()
+        time.sleep(0.1)
+    leaving.close()
+    client.predict(photo=handle_file(photo), **SETTINGS, api_name="/restore")
+    assert "its client left" in str(job.exception(timeout=60))
 
 
 def test_a_crowd_is_served_and_leaves_no_memory_behind(app: App, photo: Path) -> None:

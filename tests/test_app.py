@@ -18,7 +18,7 @@ from operators.degradation import Degradation
 from silo import __version__
 from silo.caption import Captioner
 from silo.errors import BadMask, BadRequest, OutOfMemory
-from silo.images import Fit, from_pil, read_parameters, save_png, to_pil
+from silo.images import Fit, from_pil, load_image, read_parameters, save_png, to_pil
 from silo.masks import load_mask
 from silo.measured import Measured
 from silo.metrics import psnr
@@ -111,6 +111,12 @@ def test_zero_gpu_is_asked_for_more_time_for_more_work() -> None:
     _, one = a_result(samples=1)
     _, four = a_result(samples=4)
     assert gpu_seconds(four, None, None) > gpu_seconds(one, None, None) > 0
+    guided = replace(one, guidance_scale=2)
+    large = replace(one, image=torch.zeros(1, 3, 1024, 1024))
+    assert gpu_seconds(large, None, None) > gpu_seconds(guided, None, None)
+    assert gpu_seconds(guided, None, None) > gpu_seconds(one, None, None)
+    huge = replace(one, image=torch.zeros(1, 3, 4096, 4096))  # restored as large as 1024 x 1024
+    assert gpu_seconds(huge, None, None) == gpu_seconds(large, None, None)
     quick = replace(one, preset="quick", samples=inputs.MAX_VARIANTS)
     assert gpu_seconds(quick, None, None) <= 60  # what ZeroGPU grants unless asked for more
 
@@ -416,6 +422,11 @@ def test_what_the_page_has_no_field_for_is_told(tmp_path: Path) -> None:
     assert "--no-keep-known" in told
     save_png(path, torch.zeros(3, 4, 4), settings_of(version="0.0.1"))
     assert read_settings(str(path)).not_offered == ["another version of SILO"]
+    save_png(path, torch.zeros(3, 4, 4), settings_of(stopped_after=3))
+    assert read_settings(str(path)).not_offered == ["estimates of a run that was stopped"]
+    for given, read in (("float16", "float16"), ("<b>", None), (["float16"], None)):
+        save_png(path, torch.zeros(3, 4, 4), settings_of(dtype=given))
+        assert read_settings(str(path)).dtype == read
 
 
 def test_the_settings_of_a_task_of_ones_own_are_read_back(tmp_path: Path) -> None:
@@ -539,6 +550,45 @@ def test_stop_ends_a_run_after_the_step_under_way(
         assert tiny_prior.nfe == run.step == 2  # the one under way when Stop was pressed, no more
         assert "Stopped after 2 of 50 steps" in last[shown.status]
         assert stop.result()[shown.status] == last[shown.status]
+
+
+def test_stop_shows_what_there_is_where_a_step_takes_long(
+    tiny_prior: LatentPrior, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("silo.ui.restoring.STOP_PATIENCE", 0)
+    visit = cast(gr.Request, SimpleNamespace(session_hash="a"))
+    settings, shown, restoring, _ = restoring_with(
+        Models(lambda _: tiny_prior), tmp_path, monkeypatch
+    )
+    running = restoring.restore(simulating(settings, tmp_path, steps=50), visit)
+    next(running)  # the measurement
+    assert "before its first step" in restoring.stop(visit)[shown.status]
+    run = restoring.runs.of("a")
+    assert run is not None
+    run.stopping.clear()
+    next(running)  # the first step
+    stopped = restoring.stop(visit)
+    assert "Stopped after 1 of 50 steps" in stopped[shown.status]
+    before, after = stopped[shown.files]
+    assert load_image(after).pixels.shape == load_image(before).pixels.shape
+    saved = read_parameters(after)
+    assert saved is not None and saved["stopped_after"] == 1
+    assert len(list(running)) == 1  # the step under way
+
+
+def test_who_leaves_ends_his_run(
+    tiny_prior: LatentPrior, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visit = cast(gr.Request, SimpleNamespace(session_hash="a"))
+    settings, _, restoring, _ = restoring_with(Models(lambda _: tiny_prior), tmp_path, monkeypatch)
+    running = restoring.restore(simulating(settings, tmp_path, steps=50), visit)
+    next(running)  # the measurement
+    next(running)  # the first step
+    restoring.leave(cast(gr.Request, SimpleNamespace(session_hash="b")))
+    next(running)
+    restoring.leave(visit)
+    assert len(list(running)) == 1
+    assert tiny_prior.nfe == 3
 
 
 def test_a_finished_result_is_given_before_anything_else_and_then_its_time(

@@ -15,7 +15,7 @@ from silo.restorer import Result
 from silo.ui.errors import one_sentence
 from silo.ui.models import AUTOMATIC, Choice, Models, check_simulated, own_degradation
 from silo.ui.outputs import cache_folder
-from silo.ui.restoring import Restoring
+from silo.ui.restoring import Restoring, planned
 from silo.ui.results import new_folder, save_samples
 
 Answer = tuple[list[str], dict[str, Any]]
@@ -60,6 +60,7 @@ def add(restoring: Restoring, models: Models) -> None:
 def _endpoint(restoring: Restoring, models: Models, component: gr.File) -> Callable[..., Answer]:
     # MCP takes one line on each parameter from the docstring.
     def restore(
+        visit: gr.Request,
         photo: str | None,
         task: str,
         simulate: bool = False,
@@ -80,6 +81,7 @@ def _endpoint(restoring: Restoring, models: Models, component: gr.File) -> Calla
         """Restore a degraded photo. Faces that come out are plausible, not evidence of identity.
 
         Args:
+            visit: whose request it is; gradio fills it in.
             photo: picture of at most 20 MB; over MCP, a public link to it or a data: URI.
             task: what degraded it, such as gaussian_blur; or one's own, with its operator.
             simulate: the photo is clean: degrade it first, then restore it.
@@ -107,7 +109,7 @@ def _endpoint(restoring: Restoring, models: Models, component: gr.File) -> Calla
             _check_offered("prior", prior, models.priors())
             _check_offered("operator", operator, models.operators())
             models.check(task, prior, operator)
-            models.restorer(prior, operator)  # before a GPU is asked for
+            restorer = models.restorer(prior, operator)  # before a GPU is asked for
             described = models.task(task, prior, operator)
             if simulate:
                 check_simulated(described)
@@ -129,14 +131,18 @@ def _endpoint(restoring: Restoring, models: Models, component: gr.File) -> Calla
                 seed=seed,
                 keep_known=keep_known,
             )
+            run = planned(request, restorer)
         except (SiloError, OperatorError) as error:
             raise one_sentence(error) from error
-        for event in restoring.frames(request, prior, operator):
-            if isinstance(event, Result):
-                folder = new_folder(cache_folder(component))
-                files = save_samples(event.image_by_image(), event.parameters, folder)
-                return files, {**event.parameters, "notices": [*loaded.notices, *event.notices]}
-        raise gr.Error("The restoration ended without a result.")
+        with restoring.runs.begin(visit.session_hash or "", run):
+            for event in restoring.frames(request, prior, operator):
+                if isinstance(event, Result):
+                    folder = new_folder(cache_folder(component))
+                    files = save_samples(event.image_by_image(), event.parameters, folder)
+                    return files, {**event.parameters, "notices": [*loaded.notices, *event.notices]}
+                if run.stopping.is_set():
+                    break
+        raise gr.Error("The restoration was stopped: its client left.", print_exception=False)
 
     return restore
 

@@ -16,7 +16,7 @@ from silo import images
 from silo.caption import Captioner
 from silo.decoding import read_header
 from silo.errors import BadRequest, SiloError
-from silo.measured import take_measurement
+from silo.measured import LARGEST_SIDE_RATIO, take_measurement
 from silo.request import PRESETS, RestorationRequest
 from silo.restorer import Restorer, Result
 from silo.ui.errors import one_sentence
@@ -31,12 +31,29 @@ from silo.ui.wording import Frame, paragraphs, preset_choices, stopped, summary
 
 PICTURE_PERIOD = 0.7  # seconds between two clean estimates on the page, or
 PICTURE_SHARE = 0.1  # of the time, where decoding them takes long
-STOP_PATIENCE = 30  # seconds; one step of the largest prior on a slow machine
+STOP_PATIENCE = 5  # seconds for the step under way, after which the last estimate is shown
+# Asked of ZeroGPU: for a step of Stable Diffusion, at a side in pixels, and for all beside steps.
+GPU_STEP_SECONDS, GPU_STEP_SIDE, GPU_OTHER_SECONDS = 0.2, 512, 20
 
 
 def gpu_seconds(request: RestorationRequest, prior: str | None, operator: str | None) -> int:
-    """Return the seconds to ask of ZeroGPU: Stable Diffusion takes 0.15 s a step on its GPUs."""
-    return round(20 + 0.2 * request.effective_steps * request.samples)
+    """Return the seconds to ask of ZeroGPU; guidance and large pictures take more of them."""
+    scale = 1 if request.simulate else request.effective_degradation.operator().downscale
+    height, width = (scale * side for side in request.image.shape[2:])
+    area = min(max(height * width / GPU_STEP_SIDE**2, 1), LARGEST_SIDE_RATIO**2)
+    evaluations = request.effective_steps * request.samples * (1 + (request.guidance_scale > 1))
+    return round(GPU_OTHER_SECONDS + GPU_STEP_SECONDS * evaluations * area)
+
+
+def planned(request: RestorationRequest, restorer: Restorer) -> Run:
+    """Return the run of a request, not begun.
+
+    Raises:
+        SiloError, OperatorError: the request cannot be carried out.
+    """
+    parameters = restorer.parameters(request)
+    before = take_measurement(request, restorer.prior).output_size
+    return Run(parameters, before, request.effective_steps)
 
 
 class Restoring:
@@ -91,16 +108,13 @@ class Restoring:
             chosen = given[self._settings.prior], given[self._settings.operator]
             restorer = self._models.restorer(*chosen)
             request = self._read(given, restorer)
-            measured = take_measurement(request, restorer.prior)
-            parameters = restorer.parameters(request)
+            run = planned(request, restorer)
         except (SiloError, OperatorError) as error:
             raise one_sentence(error) from error
-        before = measured.output_size
-        run = Run(parameters, before, request.effective_steps)
         with self.runs.begin(visit.session_hash or "", run):
             yield {
                 **outputs.hidden(),
-                outputs.picture: gr.Image(outputs.kept(view(before)), visible=True),
+                outputs.picture: gr.Image(outputs.kept(view(run.before)), visible=True),
                 outputs.status: paragraphs("Starting."),
             }
             try:
@@ -126,7 +140,8 @@ class Restoring:
     def stop(self, visit: gr.Request) -> dict[Any, Any]:
         """End the visitor's run after its step, and show what it reached.
 
-        The page takes a run that still waits for its turn out of the queue, but only after this.
+        Of a step that takes long the end is not waited for: what came before it is shown. The page
+        takes a run that still waits for its turn out of the queue, but only after this.
         """
         outputs = self._outputs
         disabled = {outputs.stop: gr.Button(interactive=False)}
@@ -134,8 +149,17 @@ class Restoring:
         if run is None:
             return {**disabled, outputs.status: paragraphs("Stopped before it began.")}
         run.stopping.set()
-        run.ended.wait(STOP_PATIENCE)
-        return disabled if run.kept is None else {**disabled, **self._stopped(run, run.kept)}
+        if not run.ended.wait(STOP_PATIENCE) and run.estimate is None:
+            return {**disabled, outputs.status: paragraphs("Stopped before its first step ended.")}
+        if run.ended.is_set() and run.kept is None:  # it came to its own end, which the page shows
+            return disabled
+        return {**disabled, **self._stopped(run, run.kept or self._keep(run))}
+
+    def leave(self, visit: gr.Request) -> None:
+        """End the run of a visitor who is gone, after its step."""
+        run = self.runs.of(visit.session_hash or "")
+        if run is not None:
+            run.stopping.set()
 
     def presets(self, given: dict[Any, Any]) -> gr.Radio:
         """Return the presets with what is known of the time they take here."""

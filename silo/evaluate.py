@@ -45,7 +45,7 @@ from silo.evaluation.report import (
     row_title,
     summarize,
 )
-from silo.evaluation.search import candidates, search
+from silo.evaluation.search import search
 from silo.evaluation.sheets import contact_sheet
 from silo.hub_dataset import fetch_dataset
 from silo.inception import Inception, find_inception
@@ -83,10 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     searched: list[dict[str, Any]] = []
     if arguments.search:
-        tried = [each for every in candidates(bench, settings, others) for each in every.values()]
-        if processes > 1 and not bench.is_done(tried, others):
-            raise BadRequest("run the search with one process first: its results are kept.")
-        best, searched = search(bench, settings, others)
+        best, searched = search(bench, settings, others, alone=processes == 1)
         settings = [each for pair in zip(settings, best, strict=True) for each in pair]
     bench.run(settings, photos[rank::processes])
     bench.record.refresh()

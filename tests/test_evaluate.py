@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from silo.data import center_crop, iterate_photos, list_photos
 from silo.evaluation import jobs
 from silo.evaluation.record import Record
 from silo.evaluation.report import PUBLISHED
+from silo.evaluation.search import around_best
 from silo.images import load_image, save_png
 from silo.lpips import WEIGHTS_VARIABLE
 from silo.metrics import frechet_distance, psnr
@@ -249,16 +251,45 @@ def test_a_search_tries_multiples_on_other_pictures_and_reports_them(
     metrics = _metrics(out)
     silo, ldps = metrics["search"]
     tried = {result["factor"]: result["psnr"] for result in silo["tried"]}
-    assert list(tried) == [0.25, 0.5, 1.0, 2.0, 4.0]
+    assert tried.keys() >= {0.25, 1.0, 4.0} and list(tried) == sorted(tried)
     assert silo["chosen"] == max(tried, key=lambda factor: tried[factor])
-    etas = [result["setting"]["eta"] for result in silo["tried"]]
-    assert (etas[0], etas[4]) == (0.5 * 0.25, 0.5 * 4)
-    omegas = [result["setting"]["hyperparameters"].get("omega") for result in ldps["tried"]]
-    assert omegas == [62.5, 125.0, None, 500.0, 1000.0]  # None is the published
+    etas = {each["factor"]: each["setting"]["eta"] for each in silo["tried"]}
+    omegas = {
+        each["factor"]: each["setting"]["hyperparameters"].get("omega") for each in ldps["tried"]
+    }
+    assert (etas.pop(1.0), omegas.pop(1.0)) == (None, None)  # the published
+    assert etas == {factor: 0.5 * factor for factor in etas}
+    assert omegas == {factor: 250 * factor for factor in omegas}
     searched_on = {row["picture"] for row in _rows(out)} - set(metrics["pictures"])
     assert len(searched_on) == 1
     methods = [cell["method"] for cell in metrics["means"]]
     assert methods == ["measurement", "SILO", "SILO, searched", "LDPS", "LDPS, searched"]
+
+
+@pytest.mark.parametrize(
+    ("best", "asked"),
+    [
+        (1.0, [1, 1 / 4, 4, 1 / 2, 2]),
+        (0.045, [1, 1 / 4, 4, 1 / 16, 1 / 64, 1 / 32, 1 / 8]),
+        (0.5, [1, 1 / 4, 4, 1 / 2, 2]),
+        (9.0, [1, 1 / 4, 4, 2]),
+        (1e-9, [1, 1 / 4, 4, 1 / 16, 1 / 64, 1 / 256, 1 / 128]),
+    ],
+)
+def test_the_search_goes_on_until_the_best_has_neighbours(best: float, asked: list[float]) -> None:
+    found: dict[float, float] = {}
+
+    def badness(factor: float) -> float:
+        found[factor] = abs(math.log(factor / best))
+        return found[factor]
+
+    chosen = around_best(badness)
+    assert list(found) == asked
+    assert chosen == min(found, key=lambda factor: found[factor])
+
+
+def test_a_search_where_everything_diverged_keeps_the_published_scale() -> None:
+    assert around_best(lambda _: math.inf) == 1
 
 
 def _rows(out: Path) -> list[dict]:

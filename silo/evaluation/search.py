@@ -2,63 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import inf
 from statistics import fmean
 from typing import Any
 
 from silo.data import PhotoFile
+from silo.errors import BadRequest
 from silo.evaluation.bench import Bench
 from silo.evaluation.jobs import blank_request
 from silo.protocols import Setting
 from silo.samplers import SAMPLERS
 
-FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
+# Multiples of a scale are tried this far apart, around the best until it has both its neighbours,
+# and then half as far. The peers' published scales, made up for fewer steps, tend to be too large.
+STRIDE = 4.0
+SMALLEST, LARGEST = 1 / 256, 4.0
 # What scales the guidance of a sampler that has no eta.
 _SCALES = ("omega", "gamma", "zeta")
 _UNSCALED = {"resample": ("gamma",)}  # its gamma is the noise of resampling
 
 
 def search(
-    bench: Bench, settings: Sequence[Setting], photos: Sequence[PhotoFile]
+    bench: Bench, settings: Sequence[Setting], photos: Sequence[PhotoFile], *, alone: bool
 ) -> tuple[list[Setting], list[dict[str, Any]]]:
     """Each setting with the multiple of its guidance scale that does best on `photos`.
 
-    Best by mean LPIPS-Alex, without its weights by mean PSNR.
+    Best by mean LPIPS-Alex, without its weights by mean PSNR. A multiple at which the sampler
+    diverged is no candidate.
+
+    Args:
+        bench: what it runs on; what it holds is not run again.
+        settings: whose scales to search.
+        photos: apart from those to evaluate.
+        alone: whether this is the only process, which may run what is missing.
 
     Returns:
         The settings, noted as searched, and for each what was tried, JSON-able.
+
+    Raises:
+        BadRequest: something is missing, and this is one of several processes.
     """
     best, report = [], []
-    for setting, tried in zip(settings, candidates(bench, settings, photos), strict=True):
-        bench.run(list(tried.values()), photos)
-        results = []
-        for factor, candidate in tried.items():
-            rows = bench.record.rows(candidate.key, photos)
-            scores = [row["scores"] for row in rows if "scores" in row]
-            # A factor at which the sampler diverged is no candidate.
-            means = {
-                name: fmean(score[name] for score in scores)
-                for name in ("psnr", "lpips")
-                if len(scores) == len(photos) and scores[0][name] is not None
-            }
-            results.append({"factor": factor, **means, "setting": candidate.to_dict()})
-        chosen = min(
-            (r for r in results if "psnr" in r), key=_badness, default=results[FACTORS.index(1.0)]
-        )
-        best.append(replace(tried[chosen["factor"]], note=_note(setting)))
-        report.append({"setting": setting.to_dict(), "tried": results, "chosen": chosen["factor"]})
+    for setting in settings:
+        tried: dict[float, Setting] = {}
+        means: dict[float, dict[str, float]] = {}
+
+        def badness(factor: float) -> float:
+            candidate = tried[factor] = _scaled(bench, setting, photos[0], factor)  # noqa: B023
+            if not alone and not bench.is_done([candidate], photos):
+                raise BadRequest("run the search with one process first: its results are kept.")
+            bench.run([candidate], photos)
+            means[factor] = _means(bench, candidate, photos)  # noqa: B023
+            return means[factor].get("lpips", -means[factor].get("psnr", -inf))  # noqa: B023
+
+        chosen = around_best(badness)
+        results = [
+            {"factor": factor, **means[factor], "setting": tried[factor].to_dict()}
+            for factor in sorted(tried)
+        ]
+        best.append(replace(tried[chosen], note=_note(setting)))
+        report.append({"setting": setting.to_dict(), "tried": results, "chosen": chosen})
     return best, report
 
 
-def candidates(
-    bench: Bench, settings: Sequence[Setting], photos: Sequence[PhotoFile]
-) -> list[dict[float, Setting]]:
-    """For each setting, the settings to try by their factor."""
-    return [
-        {factor: _scaled(bench, setting, photos[0], factor) for factor in FACTORS}
-        for setting in settings
-    ]
+def around_best(badness: Callable[[float], float]) -> float:
+    """The multiple, from SMALLEST to LARGEST, that a search from 1 finds to be least bad."""
+    found: dict[float, float] = {}
+
+    def attempt(*factors: float) -> float:
+        for factor in factors:
+            if factor not in found and SMALLEST <= factor <= LARGEST:
+                found[factor] = badness(factor)
+        return min(found, key=lambda each: found[each])
+
+    best, before = attempt(1.0, 1 / STRIDE, STRIDE), 1.0
+    while best != before:
+        best, before = attempt(best / STRIDE, best * STRIDE), best
+    return attempt(best / STRIDE**0.5, best * STRIDE**0.5)
+
+
+def _means(bench: Bench, setting: Setting, photos: Sequence[PhotoFile]) -> dict[str, float]:
+    rows = bench.record.rows(setting.key, photos)
+    scores = [row["scores"] for row in rows if "scores" in row]
+    return {
+        name: fmean(score[name] for score in scores)
+        for name in ("psnr", "lpips")
+        if len(scores) == len(photos) and scores[0][name] is not None
+    }
 
 
 def _scaled(bench: Bench, setting: Setting, photo: PhotoFile, factor: float) -> Setting:
@@ -74,10 +106,6 @@ def _scaled(bench: Bench, setting: Setting, photo: PhotoFile, factor: float) -> 
         if name in _SCALES and name not in fixed
     }
     return replace(setting, hyperparameters=tuple(sorted(scaled.items())))
-
-
-def _badness(result: dict[str, Any]) -> float:
-    return result.get("lpips", -result["psnr"])
 
 
 def _note(setting: Setting) -> str:

@@ -1,8 +1,10 @@
 """The README's commands, paths and front matter are true."""
 
 import importlib
+import os
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from silo.__main__ import COMMANDS
+from silo.__main__ import COMMANDS, main
 from silo.prior import LatentPrior
 from silo.prior_files import HUB_PRIORS
 from silo.request import RestorationRequest
@@ -48,6 +50,48 @@ def test_the_peer_that_it_adds_is_a_sampler(tiny_prior: LatentPrior) -> None:
         assert isinstance(result, Result)
         latents.append(result.restored)
     assert torch.equal(*latents)
+
+
+def test_your_own_operator_works_as_written(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The section's file and commands, but for what makes them short: few steps, small pictures."""
+    section = README.split("## Your own operator")[1].split("\n## ")[0]
+    (source,) = re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    commands = re.search(r"^```bash\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    assert commands is not None
+    shorter = {
+        "degrade": [],
+        "restore": ["--steps", "1"],
+        "train-operator": [
+            *(
+                "--resolution",
+                "64",
+                "--pictures",
+                "8",
+                "--max_train_steps",
+                "1",
+                "--num_validation_images",
+                "0",
+            )
+        ],
+        "evaluate": [*("--limit", "1", "--search", "1", "--steps", "1", "--split", "all")],
+    }
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(source)
+    (tmp_path / "photos").symlink_to(photo_folder)
+    shutil.copyfile(photo_folder / "p0.png", "photo.jpg")
+    run = []
+    for call in re.findall(
+        r"^python -m silo (.*mine.py:.*|.*trained/old_film.*)$", commands[1], re.M
+    ):
+        name, *arguments = shlex.split(call)
+        assert main([name, *arguments, *shorter[name]]) == 0, call
+        run.append(name)
+    assert run == ["degrade", "train-operator", "restore", "restore", "evaluate"]
+    assert {"faded.png", "faded_restored.png", "photo_restored.png"} <= set(os.listdir())
+    assert "old_film" in Path("measured/table.md").read_text()
+    assert "faded = 0.6 * images + 0.2" in Path("trained/old_film/README.md").read_text()
 
 
 def test_there_is_one_command_to_start_and_one_to_test() -> None:

@@ -307,7 +307,9 @@ def _parser() -> argparse.ArgumentParser:
     pictures = parser.add_mutually_exclusive_group(required=True)
     pictures.add_argument("--data", type=Path, nargs="+", help="folders of pictures or tar shards")
     pictures.add_argument(
-        "--dataset_name", metavar="ORG/NAME[@REVISION]", help="pictures or tar shards on the Hub"
+        "--dataset_name",
+        metavar="ORG/NAME[@REVISION]",
+        help="pictures, tar shards or Parquet tables on the Hub",
     )
     parser.add_argument(
         "--split", choices=SPLITS, help="held_out; of a data set of the paper: none"

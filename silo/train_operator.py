@@ -25,6 +25,7 @@ from silo.errors import BadRequest
 from silo.hub import push_operator, require_online
 from silo.hub_commit import check_rights
 from silo.hub_dataset import fetch_dataset
+from silo.lpips import find_weights
 from silo.model_card import NO_LICENSE
 from silo.operator_presets import PRESETS, OperatorTraining
 from silo.operator_run import OperatorRun
@@ -102,6 +103,7 @@ def _check_validation(arguments: argparse.Namespace) -> None:
     if arguments.num_validation_images < 0:
         count = arguments.num_validation_images
         raise BadRequest(f"--num_validation_images must be 0 or more, not {count}.")
+    find_weights("alex")  # a folder without any is told now, not at the first validation
 
 
 def _tasks(arguments: argparse.Namespace) -> tuple[list[Task], str | None]:
@@ -180,7 +182,9 @@ def _parser() -> argparse.ArgumentParser:
     pictures = parser.add_mutually_exclusive_group(required=True)
     pictures.add_argument("--train_data_dir", type=Path, nargs="+", help="folders, or of tars")
     pictures.add_argument(
-        "--dataset_name", metavar="ORG/NAME[@REVISION]", help="pictures or tar shards on the Hub"
+        "--dataset_name",
+        metavar="ORG/NAME[@REVISION]",
+        help="pictures, tar shards or Parquet tables on the Hub",
     )
     add("--output_dir", type=Path, required=True, help="its folder TASK will be the operator")
     add("--latent_cache_dir", type=Path, help="of the latents; OUTPUT_DIR/.latents by default")

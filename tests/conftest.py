@@ -1,5 +1,12 @@
 """Fixtures that the tests share: a prior of random weights, pictures, a Hub, the app."""
 
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: threads would wait for threads
+    os.environ["OMP_NUM_THREADS"] = "1"  # ahead of torch, which reads it when it is loaded
+
+# isort: split
+
 import string
 from collections.abc import Iterator
 from dataclasses import replace

@@ -13,6 +13,7 @@ from silo.ui.inputs import Settings, Tools
 from silo.ui.models import AUTOMATIC, Models
 from silo.ui.outputs import Outputs
 from silo.ui.preparing import Preparing
+from silo.ui.running import Runs
 
 
 class Page:
@@ -25,6 +26,7 @@ class Page:
         settings: the fields they read.
         tools: what fills these in.
         outputs: what they show.
+        runs: of whom something is being restored.
     """
 
     def __init__(self, load: Any = LatentPrior.load, default: str = EMBEDDED_NAME) -> None:
@@ -37,9 +39,10 @@ class Page:
                 shown = outputs.lay_out()
             return blocks, settings, tools, shown
 
+        self.runs = Runs()
         # In a running event loop gradio makes none of its own, which it would leave unclosed.
         self.blocks, self.settings, self.tools, self.outputs = asyncio.run(lay_out())
-        self.preparing = Preparing(self.models, self.settings, self.tools, self.outputs)
+        self.preparing = Preparing(self.models, self.settings, self.tools, self.outputs, self.runs)
 
     def given(
         self,
@@ -57,4 +60,5 @@ class Page:
             fields.source: source,
             fields.prior: prior,
             fields.operator: operator,
+            self.outputs.begun: 0,
         }

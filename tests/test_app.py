@@ -518,7 +518,8 @@ def restoring_with(
             return inputs.lay_out(models)[0], outputs.lay_out()
 
     settings, shown = asyncio.run(lay_out())
-    return settings, shown, Restoring(models, lambda: captioner, settings, shown, timing), timing
+    restoring = Restoring(models, lambda: captioner, settings, shown, timing, Runs())
+    return settings, shown, restoring, timing
 
 
 def simulating(settings: inputs.Settings, tmp_path: Path, steps: int) -> dict[Any, Any]:

@@ -3,35 +3,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from silo.errors import BadRequest
 from silo.lpips import FILES, LPIPS, WEIGHTS_VARIABLE, find_weights
-
-# torchvision's `alexnet().features` and `vgg16().features`, with narrow layers.
-NETS = {
-    "alex": [("conv", 4, 11, 4, 2), "pool3", ("conv", 6, 5, 1, 2), "pool3"]
-    + [("conv", 5, 3, 1, 1)] * 3,
-    "vgg": [("conv", 3, 3, 1, 1)] * 2
-    + ["pool2"]
-    + [("conv", 4, 3, 1, 1)] * 2
-    + (["pool2"] + [("conv", 5, 3, 1, 1)] * 3) * 3,
-}
-LAST_RELUS = {"alex": [1, 4, 7, 9, 11], "vgg": [3, 8, 15, 22, 29]}
-
-
-def _torchvision_like(net: str) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    channels = 3
-    for layer in NETS[net]:
-        if isinstance(layer, str):
-            layers.append(nn.MaxPool2d(int(layer[-1]), 2))
-        else:
-            _, width, kernel, stride, padding = layer
-            layers += [nn.Conv2d(channels, width, kernel, stride, padding), nn.ReLU()]
-            channels = width
-    return nn.Sequential(*layers)
+from tests.narrow_lpips import LAST_RELUS, write_weights
 
 
 def _reference(features: nn.Sequential, net: str, weights: dict[str, Tensor], a, b) -> Tensor:
@@ -50,17 +26,10 @@ def _reference(features: nn.Sequential, net: str, weights: dict[str, Tensor], a,
 
 @pytest.mark.parametrize("net", ["alex", "vgg"])
 def test_equals_the_definition_on_a_sequential_network(net: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    features = _torchvision_like(net)
-    weights = {f"features.{k}": v.detach() for k, v in features.state_dict().items()}
-    for stage, relu in enumerate(LAST_RELUS[net]):
-        convolution = features[relu - 1]
-        assert isinstance(convolution, nn.Conv2d)
-        weights[f"lin{stage}.weight"] = torch.rand(1, convolution.out_channels, 1, 1)
-    weights |= {"shift": torch.randn(1, 3, 1, 1) * 0.1, "scale": torch.rand(1, 3, 1, 1) + 0.3}
-    save_file(weights, tmp_path / "weights.safetensors")
+    features, weights = write_weights(net, tmp_path / "weights.safetensors")
     distance = LPIPS(net, tmp_path / "weights.safetensors")
-    a, b = torch.rand(3, 3, 64, 96) * 2 - 1, torch.rand(3, 3, 64, 96) * 2 - 1
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.rand(2, 3, 3, 64, 96, generator=generator) * 2 - 1
     with torch.no_grad():
         torch.testing.assert_close(distance(a, b), _reference(features, net, weights, a, b))
         assert distance(a, a).abs().max() == 0

@@ -19,9 +19,11 @@ from silo.request import PRESETS, RestorationRequest
 from silo.ui.inputs import CLEAN, DEGRADED
 from silo.ui.models import AUTOMATIC, Added
 from silo.ui.results import save_all
+from silo.ui.running import Run
 from tests.page_fields import Page
 
 PROCESS = Path("/proc/self")
+VISIT = gr.Request(session_hash="visitor")
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +63,7 @@ def test_a_photo_of_49_megapixels_is_taken_in_with_little_memory(
     photo = tmp_path / "black.png"
     Image.new("L", (7000, 7000)).save(photo, compress_level=1)
     given = page.given(photo, "inpainting_free", source)
-    shown = page.preparing.show(given)
+    shown = page.preparing.show(given, VISIT)
     page.preparing.noise(given)
     page.preparing.blank_canvas(given)
     assert not any("megapixels" in str(each) for each in shown.values())
@@ -89,6 +91,25 @@ def test_thumbnails_outlive_results_and_results_leave_nothing(page: Page, cache:
     assert pictures() == thumbnails | set(files)
     delete_files_created_by_app(page.blocks, age=None)
     assert pictures() == thumbnails
+
+
+def test_what_was_restored_before_it_was_shown_stays(page: Page, tmp_path: Path) -> None:
+    path = tmp_path / "photo.png"
+    Image.new("RGB", (64, 64)).save(path)
+    given = page.given(path, "gaussian_blur", DEGRADED)
+    shown, views = page.preparing.show(given, VISIT), page.outputs.views
+    assert not shown[views]["visible"] and page.outputs.picture in shown
+
+    for number in (1, 2):
+        with page.runs.begin("visitor", Run({}, torch.zeros(1, 3, 8, 8), 1)):
+            pass
+        assert page.preparing.show(given, VISIT).keys() == {page.tools.painter}
+        given[page.outputs.begun] = number  # as the page sends it once that has begun
+        assert views in page.preparing.show(given, VISIT)
+    given[page.outputs.begun] = 0
+    assert views in page.preparing.show(given, gr.Request(session_hash="another"))
+    page.runs.leave("visitor")
+    assert views in page.preparing.show(given, VISIT)
 
 
 @pytest.fixture
@@ -174,7 +195,7 @@ def test_a_task_of_ones_own_is_shown_as_its_operator_says(
     lens = str(tmp_path / "lens")
 
     clean, degraded = (page.given(noisy, "old_lens", each, lens) for each in (CLEAN, DEGRADED))
-    shown = page.preparing.show(clean)
+    shown = page.preparing.show(clean, VISIT)
     assert page.preparing.noise(clean) == noise
     if described["kind"] == "function":
         assert "does not run" in shown[page.outputs.status]
@@ -185,7 +206,7 @@ def test_a_task_of_ones_own_is_shown_as_its_operator_says(
         ):
             assert picture.convert("RGB").tobytes() != photo.tobytes()
     takes_mask = described["kind"] == "inpainting_box"
-    assert page.preparing.show(degraded)[page.tools.painter]["visible"] is takes_mask
+    assert page.preparing.show(degraded, VISIT)[page.tools.painter]["visible"] is takes_mask
     assert (page.preparing.blank_canvas(degraded) is not None) is takes_mask
-    nothing_chosen = page.preparing.show(page.given(noisy, "old_lens", CLEAN))
+    nothing_chosen = page.preparing.show(page.given(noisy, "old_lens", CLEAN), VISIT)
     assert "usual operators lack one for old lens" in nothing_chosen[page.outputs.status]

@@ -98,7 +98,7 @@ def test_there_is_one_command_to_start_and_one_to_test() -> None:
     installs = re.findall(r"^pip install .*$", README, re.MULTILINE)
     assert installs == [
         "pip install -r requirements.txt && python app.py",
-        "pip install -r tests/requirements.txt && python -m pytest",
+        "pip install -r tests/requirements.txt && python -m pytest -n 2 --dist loadfile",
     ]
 
 

@@ -15,6 +15,7 @@ from silo.request import RestorationRequest
 from silo.ui import restoring
 from silo.ui.inputs import DEGRADED
 from silo.ui.restoring import PICTURE_PERIOD, PICTURE_SHARE, Restoring
+from silo.ui.running import Runs
 from silo.ui.timing import Timing
 from silo.ui.wording import Frame
 from tests.page_fields import Page
@@ -32,7 +33,7 @@ class Captioner:
 
 
 def handlers(page: Page, models: Any) -> Restoring:
-    return Restoring(models, Captioner, page.settings, page.outputs, Timing())  # pyright: ignore
+    return Restoring(models, Captioner, page.settings, page.outputs, Timing(), Runs())  # pyright: ignore
 
 
 @pytest.mark.parametrize("decoding", [0.01, 2.0])

@@ -27,6 +27,7 @@ from silo.__main__ import main
 from silo.data import Photo, center_crop, list_photos
 from silo.errors import BadRequest
 from silo.images import load_image
+from silo.lpips import FILES, WEIGHTS_VARIABLE
 from silo.model_card import NO_LICENSE, read_license
 from silo.operator_presets import PRESETS
 from silo.processes import Processes
@@ -34,6 +35,7 @@ from silo.training_log import TrainingLog
 from silo.training_loop import warmup_cosine
 from silo.training_options import pick_training_dtype
 from tests.hub_server import File, Hub
+from tests.narrow_lpips import write_weights
 
 ROOT = Path(__file__).parent.parent
 PAPER_CNN = ["--preset", "paper-cnn", "--resolution", "128"]
@@ -78,16 +80,22 @@ def test_an_operator_learns_and_says_how_well(options: list[str], tmp_path: Path
     assert log[1]["l1"] < log[0]["l1"] and log[0]["l1_identity"] == log[1]["l1_identity"]
 
 
-def test_a_few_pictures_are_restored_and_shown(options: list[str], tmp_path: Path) -> None:
+def test_a_few_pictures_are_restored_and_shown(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(WEIGHTS_VARIABLE, str(tmp_path))
+    write_weights("alex", tmp_path / FILES["alex"])
     more = ["--max_train_steps", "1", "--num_validation_images", "1"]
     assert _train(*options, *more) == 0
     folder = tmp_path / "out" / "super_resolution_x4"
     results = LatentOperator.from_pretrained(folder).metadata["results"]
     assert results["pictures"] == 1 and results["psnr"] > 5
+    assert results["lpips"] > 0 < results["lpips_measurement"]
     assert (results["sampler"], results["steps"]) == ("silo-fast", 16)
     grid = load_image(tmp_path / "out" / "super_resolution_x4.step_000001.png").pixels
     assert grid.shape == (1, 3, 128, 3 * 128)
     card = (folder / "README.md").read_text()
+    assert "LPIPS-Alex" in card and f"value: {results['lpips']}" in card
     assert "](example.png)" in card and "100 denoiser evaluations" in card
     example = load_image(folder / "example.png").pixels
     astronaut = center_crop(Photo("", "", skimage.data.astronaut()), 128)

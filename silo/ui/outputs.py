@@ -34,6 +34,7 @@ class Outputs:
         variants: one is chosen to compare and download.
         download: the chosen variant.
         files: of this visitor: the measurement's, then each variant's.
+        begun: of this visitor: how many restorations were begun.
     """
 
     go: gr.Button
@@ -48,6 +49,7 @@ class Outputs:
     variants: gr.Gallery
     download: gr.DownloadButton
     files: gr.State
+    begun: gr.Number
 
     def of_result(self) -> list[Any]:
         """Return the components that show a result, as outputs of an event."""
@@ -132,9 +134,10 @@ def lay_out() -> Outputs:
     download = gr.DownloadButton("Download PNG, settings inside", visible=False, elem_id="download")
     gr.Markdown(CAUTION)
     gr.HTML(spoken.HTML, padding=False)
+    begun = gr.Number(0, precision=0, visible="hidden")  # no State: events carry it as it was then
     return Outputs(
         *(go, stop, status, picture, views, comparison, side_by_side, uncertainty_tab),
-        *(uncertainty, variants, download, gr.State([])),
+        *(uncertainty, variants, download, gr.State([]), begun),
     )
 
 

@@ -13,6 +13,7 @@ from silo.ui.examples import EXAMPLES
 from silo.ui.models import Models
 from silo.ui.preparing import Preparing
 from silo.ui.restoring import Restoring
+from silo.ui.running import Runs
 from silo.ui.timing import Timing
 
 HOUR = 3600  # seconds
@@ -37,8 +38,9 @@ def build(models: Models, captioner_factory: Callable[[], Captioner], timing: Ti
                 settings, tools = inputs.lay_out(models)
             with gr.Column(scale=3, min_width=320):
                 shown = outputs.lay_out()
-        preparing = Preparing(models, settings, tools, shown)
-        restoring = Restoring(models, captioner_factory, settings, shown, timing)
+        runs = Runs()
+        preparing = Preparing(models, settings, tools, shown, runs)
+        restoring = Restoring(models, captioner_factory, settings, shown, timing, runs)
         _wire_preparation(preparing, settings, tools, shown)
         _wire_restoration(restoring, settings, shown)
         describing.wire(tools.describe, settings.photo, settings.prompt, captioner_factory)
@@ -79,7 +81,7 @@ def _wire_preparation(
     gr.on(
         [fields.photo.change, fields.task.change, fields.source.change, fields.operator.input],
         preparing.show,
-        damage,
+        {*damage, shown.begun},
         [*shown.of_result(), tools.painter],
         **QUIET,
     ).then(  # it draws when visible
@@ -160,7 +162,7 @@ def _wire_restoration(
     restoration = shown.go.click(functools.partial(buttons, True), None, switched, **AT_ONCE).then(
         restoring.restore,
         fields.all(),
-        [*shown.of_result(), fields.preset],
+        [*shown.of_result(), shown.begun, fields.preset],
         show_progress="minimal",
         show_progress_on=shown.status,
         concurrency_limit=1,

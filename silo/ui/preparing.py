@@ -22,6 +22,7 @@ from silo.ui.inputs import CLEAN, DEGRADED, MAX_NOISE, Settings, Tools
 from silo.ui.mask_painter import view, view_file, wants_mask
 from silo.ui.models import AUTOMATIC, Added, Models, check_simulated, own_degradation
 from silo.ui.outputs import Outputs
+from silo.ui.running import Runs
 from silo.ui.saved_settings import SavedSettings, read_settings
 from silo.ui.wording import paragraphs, task_choices
 
@@ -39,13 +40,17 @@ class Preparing:
         settings: Settings,
         tools: Tools,
         outputs: Outputs,
+        runs: Runs,
     ) -> None:
         """Measure with the priors and operators of `models`."""
         self._models, self._settings = models, settings
-        self._tools, self._outputs = tools, outputs
+        self._tools, self._outputs, self._runs = tools, outputs, runs
 
-    def show(self, given: dict[Any, Any]) -> dict[Any, Any]:
-        """Show what is to be restored: the photo, or what the chosen damage makes of it."""
+    def show(self, given: dict[Any, Any], visit: gr.Request) -> dict[Any, Any]:
+        """Show what is to be restored: the photo, or what the chosen damage makes of it.
+
+        Where that was quicker to be restored than to be shown, the result stays.
+        """
         fields, outputs = self._settings, self._outputs
         simulate, masked = given[fields.source] == CLEAN, False
         shown, notices = None, []
@@ -63,11 +68,14 @@ class Preparing:
                     shown = view(measured.output_size)
         except (SiloError, OperatorError) as error:
             notices = [str(error)]
+        painter = {self._tools.painter: gr.update(visible=masked and shown is not None)}
+        if self._runs.begun(visit.session_hash or "") > (given[outputs.begun] or 0):
+            return painter
         picture = None if shown is None else outputs.kept(shown)
         return {
             **outputs.hidden(),
+            **painter,
             outputs.picture: gr.Image(picture, visible=True),
-            self._tools.painter: gr.update(visible=masked and shown is not None),
             outputs.status: paragraphs(*notices),
         }
 

@@ -71,9 +71,10 @@ class Restoring:
         settings: Settings,
         outputs: Outputs,
         timing: Timing,
+        runs: Runs,
     ) -> None:
         """Restore with `models`; the captioner makes way for it where memory is short."""
-        self.runs = Runs()
+        self.runs = runs
         self._timing = timing
         self._models, self._settings, self._outputs = models, settings, outputs
 
@@ -111,9 +112,11 @@ class Restoring:
             run = planned(request, restorer)
         except (SiloError, OperatorError) as error:
             raise one_sentence(error) from error
-        with self.runs.begin(visit.session_hash or "", run):
+        visitor = visit.session_hash or ""
+        with self.runs.begin(visitor, run):
             yield {
                 **outputs.hidden(),
+                outputs.begun: self.runs.begun(visitor),
                 outputs.picture: gr.Image(outputs.kept(view(run.before)), visible=True),
                 outputs.status: paragraphs("Starting."),
             }
@@ -157,9 +160,7 @@ class Restoring:
 
     def leave(self, visit: gr.Request) -> None:
         """End the run of a visitor who is gone, after its step."""
-        run = self.runs.of(visit.session_hash or "")
-        if run is not None:
-            run.stopping.set()
+        self.runs.leave(visit.session_hash or "")
 
     def presets(self, given: dict[Any, Any]) -> gr.Radio:
         """Return the presets with what is known of the time they take here."""

@@ -44,22 +44,35 @@ class Run:
 
 
 class Runs:
-    """The run of each visitor, while it lasts."""
+    """The run of each visitor, while it lasts, and how many there were."""
 
     def __init__(self) -> None:
         """Begin with none."""
         self._of: dict[str, Run] = {}
+        self._begun: dict[str, int] = {}
 
     @contextmanager
     def begin(self, visitor: str, run: Run) -> Iterator[Run]:
         """Keep `run` until the block is left, however that happens."""
         self._of[visitor] = run
+        self._begun[visitor] = self.begun(visitor) + 1
         try:
             yield run
         finally:
             if self._of.get(visitor) is run:
                 del self._of[visitor]
             run.ended.set()
+
+    def begun(self, visitor: str) -> int:
+        """Return how many runs the visitor has begun."""
+        return self._begun.get(visitor, 0)
+
+    def leave(self, visitor: str) -> None:
+        """Forget a visitor, and end his run after its step."""
+        self._begun.pop(visitor, None)
+        run = self.of(visitor)
+        if run is not None:
+            run.stopping.set()
 
     def of(self, visitor: str) -> Run | None:
         """Return what is being restored for the visitor, None for nothing."""

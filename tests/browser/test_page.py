@@ -107,6 +107,10 @@ def test_an_example_is_degraded_restored_and_downloaded(page: Page, tmp_path: Pa
         assert picture.format == "PNG"
         assert picture.width == picture.height
 
+    choose_task(page, "gaussian blur")  # its measurement takes the result's place
+    expect(page.locator("#picture img")).to_be_visible(timeout=PATIENCE)
+    expect(page.locator("#comparison")).to_be_hidden()
+
 
 def test_the_settings_of_a_downloaded_result_give_the_same_picture(
     page: Page, tmp_path: Path

@@ -40,7 +40,7 @@ _LAYOUT = """
   #inputs { max-width: none; }
   #picture:has(.empty) { height: 9rem !important; }
 }
-#prior input, #operator input { padding-right: 1.5rem; text-overflow: ellipsis; }
+:is(#task, #prior, #operator, #offered) input { padding-right: 1.5rem; text-overflow: ellipsis; }
 #examples { display: grid; grid-template-columns: repeat(4, 1fr); gap: .5rem; }
 #examples button { border: 1px solid var(--border-color-primary); background: none; }
 #examples button:hover { border-color: var(--color-accent); }

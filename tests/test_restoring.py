@@ -100,6 +100,8 @@ def test_what_does_not_fit_is_told_in_the_words_of_the_page(
             next(restore(given, visit))
         return str(caught.value)
 
+    gone = filled_in(page, photo.with_name("gone.png"), "gaussian_blur", DEGRADED)
+    assert "choose it again" in told(gone)
     with monkeypatch.context() as without:
         without.setattr("silo.ui.models.shelf", lambda: [])
         assert "usual operators lack one for motion blur" in told(

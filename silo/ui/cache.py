@@ -8,6 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
+KEPT_HOURS = 4  # from when it was last written: then gradio deletes it
+
 
 def keep(picture: Image.Image, folder: str | Path, name: str = "image") -> str:
     """Save a picture as PNG in a folder of its content's hash, all at once; return its path.

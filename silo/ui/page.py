@@ -9,6 +9,7 @@ import gradio as gr
 from silo.caption import Captioner
 from silo.request import PRESETS
 from silo.ui import api, describing, inputs, outputs
+from silo.ui.cache import KEPT_HOURS
 from silo.ui.examples import EXAMPLES
 from silo.ui.models import Models
 from silo.ui.preparing import Preparing
@@ -30,7 +31,9 @@ AT_ONCE: dict[str, Any] = {**QUIET, "queue": False}
 def build(models: Models, captioner_factory: Callable[[], Captioner], timing: Timing) -> gr.Blocks:
     """Lay out and wire the page; models are loaded when something needs them."""
     with gr.Blocks(
-        title="Restore a photo with SILO", analytics_enabled=False, delete_cache=(HOUR, 4 * HOUR)
+        title="Restore a photo with SILO",
+        analytics_enabled=False,
+        delete_cache=(HOUR, KEPT_HOURS * HOUR),
     ) as page:
         gr.Markdown(INTRODUCTION)
         with gr.Row():

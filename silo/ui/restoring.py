@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -19,6 +20,7 @@ from silo.errors import BadRequest, SiloError
 from silo.measured import LARGEST_SIDE_RATIO, take_measurement
 from silo.request import PRESETS, RestorationRequest
 from silo.restorer import Restorer, Result
+from silo.ui.cache import KEPT_HOURS
 from silo.ui.errors import one_sentence
 from silo.ui.inputs import CLEAN, DEGRADED, Settings
 from silo.ui.mask_painter import at_most, painted_mask, view, wants_mask
@@ -200,6 +202,8 @@ class Restoring:
         fields = self._settings
         if given[fields.photo] is None:
             raise BadRequest("Choose a photo or an example first.")
+        if not Path(given[fields.photo]).is_file():
+            raise BadRequest(f"Photos are kept for {KEPT_HOURS} hours only: choose it again.")
         self._models.check(given[fields.task], given[fields.prior], given[fields.operator])
         task = self._models.task(given[fields.task], given[fields.prior], given[fields.operator])
         simulate = given[fields.source] == CLEAN

@@ -42,7 +42,7 @@ def check_rights(repo_id: str) -> None:
         HubUnavailable: the Hub failed again and again.
     """
     api = HfApi()
-    with _explained(repo_id):
+    with explained(repo_id):
         validate_repo_id(repo_id)
         if get_token() is None:
             raise _unknown_user(repo_id)
@@ -93,7 +93,7 @@ def commit_files(
     """
     api, kind = HfApi(), "space" if space else "model"
     describe = api.space_info if space else api.model_info
-    with _explained(repo_id):
+    with explained(repo_id):
         info = _find(describe, repo_id)
         if info is not None and private and not info.private:
             raise PushRefused(
@@ -194,7 +194,7 @@ def _is_transient(error: Exception) -> bool:
 
 
 @contextmanager
-def _explained(repo_id: str) -> Iterator[None]:
+def explained(repo_id: str) -> Iterator[None]:
     """Turn huggingface_hub's errors of a push into one line that says what to do."""
     try:
         yield

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -63,7 +64,7 @@ def test_a_space_asks_for_a_torch_that_zero_gpu_has(local_hub: Hub) -> None:
 
 @pytest.mark.parametrize(("hardware", "variant"), [("zero-a10g", ".fp16"), ("cpu-basic", "")])
 def test_a_chosen_prior_is_the_usual_one_and_fetched_when_the_space_is_built(
-    local_hub: Hub, monkeypatch: pytest.MonkeyPatch, hardware: str, variant: str
+    local_hub: Hub, monkeypatch: pytest.MonkeyPatch, capfd: Any, hardware: str, variant: str
 ) -> None:
     parts = "scheduler", "text_encoder", "tokenizer", "unet", "vae"
     names = [f"{part}/config.json" for part in parts[1:2] + parts[3:]]
@@ -95,6 +96,11 @@ def test_a_chosen_prior_is_the_usual_one_and_fetched_when_the_space_is_built(
     updated = local_hub.repositories[f"spaces/{SPACE}"].files["README.md"].content.decode()
     assert updated == card
     assert local_hub.variables == {SPACE: {"SILO_PRIOR": "sd15"}}
+    head = local_hub.repositories[f"spaces/{SPACE}"].head
+    local_hub.disturb(f"GET /api/spaces/{SPACE}/variables", fail(503), times=100)
+    assert main(["deploy-space", SPACE]) == 2
+    assert "lab/silo is as it was" in capfd.readouterr().err
+    assert local_hub.repositories[f"spaces/{SPACE}"].head == head
 
 
 def _variant(name: str) -> str:
@@ -127,6 +133,8 @@ def test_what_must_not_be_published_is_not_deployed(tmp_path: Path, local_hub: H
 
 
 def test_a_refused_space_leaves_nothing_behind(local_hub: Hub, monkeypatch, capfd) -> None:
+    assert main(["deploy-space", "no name/at all"]) == 2
+    assert "no name of a repository" in capfd.readouterr().err
     assert main(["deploy-space", "eve/silo"]) == 2
     assert "you may not write to eve/silo" in capfd.readouterr().err
     local_hub.disturb(f"POST /api/spaces/{SPACE}/commit/main", fail(400))

@@ -20,7 +20,7 @@ from operators.latent import read_config
 from operators.pretrained import download_errors
 from silo.errors import PushRefused
 from silo.hub import require_online
-from silo.hub_commit import commit_files
+from silo.hub_commit import commit_files, explained, retried
 from silo.prior_files import EMBEDDED_NAME, HUB_PRIORS, needed_files
 
 ROOT = Path(__file__).parents[2]
@@ -88,12 +88,20 @@ def space_files(root: Path) -> dict[str, Path]:
 
 
 def _present(repo_id: str) -> tuple[str | None, str | None]:
-    """The usual prior and the hardware of a Space as it is; None for what it has not, or hides."""
-    try:
-        variables = HfApi().get_space_variables(repo_id)
-        runtime = HfApi().get_space_runtime(repo_id)
-    except HfHubHTTPError:  # there is none yet, or it is not ours: the push will tell
-        return None, None
+    """The usual prior and the hardware of a Space as it is; None for what it has not, or hides.
+
+    Raises:
+        PushRefused: the Space's name is invalid.
+        HubUnavailable: the Hub failed again and again.
+    """
+    with explained(repo_id):
+        try:
+            variables = retried(lambda: HfApi().get_space_variables(repo_id))
+            runtime = retried(lambda: HfApi().get_space_runtime(repo_id))
+        except HfHubHTTPError as error:
+            if error.response.status_code not in (401, 403, 404):
+                raise
+            return None, None  # there is none yet, or it is not ours: the push will tell
     prior = variables.get(PRIOR_VARIABLE)
     hardware = runtime.requested_hardware or runtime.hardware
     return None if prior is None else prior.value, hardware

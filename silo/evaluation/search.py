@@ -46,25 +46,34 @@ def search(
     """
     best, report = [], []
     for setting in settings:
-        tried: dict[float, Setting] = {}
-        means: dict[float, dict[str, float]] = {}
-
-        def badness(factor: float) -> float:
-            candidate = tried[factor] = _scaled(bench, setting, photos[0], factor)  # noqa: B023
-            if not alone and not bench.is_done([candidate], photos):
-                raise BadRequest("run the search with one process first: its results are kept.")
-            bench.run([candidate], photos)
-            means[factor] = _means(bench, candidate, photos)  # noqa: B023
-            return means[factor].get("lpips", -means[factor].get("psnr", -inf))  # noqa: B023
-
-        chosen = around_best(badness)
-        results = [
-            {"factor": factor, **means[factor], "setting": tried[factor].to_dict()}
-            for factor in sorted(tried)
-        ]
-        best.append(replace(tried[chosen], note=_note(setting)))
-        report.append({"setting": setting.to_dict(), "tried": results, "chosen": chosen})
+        chosen, found = _search(bench, setting, photos, alone)
+        best.append(chosen)
+        report.append(found)
     return best, report
+
+
+def _search(
+    bench: Bench, setting: Setting, photos: Sequence[PhotoFile], alone: bool
+) -> tuple[Setting, dict[str, Any]]:
+    """The search of one setting's scale."""
+    tried: dict[float, Setting] = {}
+    means: dict[float, dict[str, float]] = {}
+
+    def badness(factor: float) -> float:
+        candidate = tried[factor] = _scaled(bench, setting, photos[0], factor)
+        if not alone and not bench.is_done([candidate], photos):
+            raise BadRequest("run the search with one process first: its results are kept.")
+        bench.run([candidate], photos)
+        found = means[factor] = _means(bench, candidate, photos)
+        return found.get("lpips", -found.get("psnr", -inf))
+
+    chosen = around_best(badness)
+    results = [
+        {"factor": factor, **means[factor], "setting": tried[factor].to_dict()}
+        for factor in sorted(tried)
+    ]
+    report = {"setting": setting.to_dict(), "tried": results, "chosen": chosen}
+    return replace(tried[chosen], note=_note(setting)), report
 
 
 def around_best(badness: Callable[[float], float]) -> float:

@@ -141,8 +141,8 @@ def _endpoint(restoring: Restoring, models: Models, component: gr.File) -> Calla
                     files = save_samples(event.image_by_image(), event.parameters, folder)
                     return files, {**event.parameters, "notices": [*loaded.notices, *event.notices]}
                 if run.stopping.is_set():
-                    break
-        raise gr.Error("The restoration was stopped: its client left.", print_exception=False)
+                    raise gr.Error("It was stopped: its client left.", print_exception=False)
+        raise gr.Error("The restoration ended without a result.")
 
     return restore
 

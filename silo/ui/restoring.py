@@ -118,7 +118,7 @@ class Restoring:
         with self.runs.begin(visitor, run):
             yield {
                 **outputs.hidden(),
-                outputs.begun: self.runs.begun(visitor),
+                outputs.begun: self.runs.count(visitor),
                 outputs.picture: gr.Image(outputs.kept(view(run.before)), visible=True),
                 outputs.status: paragraphs("Starting."),
             }

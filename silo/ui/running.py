@@ -44,7 +44,7 @@ class Run:
 
 
 class Runs:
-    """The run of each visitor, while it lasts, and how many there were."""
+    """The run of each visitor, while it lasts, and how many there were on a page."""
 
     def __init__(self) -> None:
         """Begin with none."""
@@ -55,7 +55,6 @@ class Runs:
     def begin(self, visitor: str, run: Run) -> Iterator[Run]:
         """Keep `run` until the block is left, however that happens."""
         self._of[visitor] = run
-        self._begun[visitor] = self.begun(visitor) + 1
         try:
             yield run
         finally:
@@ -63,8 +62,13 @@ class Runs:
                 del self._of[visitor]
             run.ended.set()
 
+    def count(self, visitor: str) -> int:
+        """Note that the visitor's page has begun one more run; return how many that are."""
+        self._begun[visitor] = self.begun(visitor) + 1
+        return self._begun[visitor]
+
     def begun(self, visitor: str) -> int:
-        """Return how many runs the visitor has begun."""
+        """Return how many runs the visitor's page has begun."""
         return self._begun.get(visitor, 0)
 
     def leave(self, visitor: str) -> None:

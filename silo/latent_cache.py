@@ -16,9 +16,9 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -211,8 +211,9 @@ class LatentCache:
 def _clean_shard(
     pictures: TrainingPictures, indices: range, *, encode: Callable[[Tensor], Tensor], workers: int
 ) -> dict[str, Tensor]:
-    batches = _ahead(_batches(indices), lambda each: _crops(pictures, each), workers)
-    return {"clean": torch.cat([encode(images) for images in batches])}
+    coming = _ahead(_batches(indices), lambda each: _crops(pictures, each), workers)
+    with closing(coming) as batches:
+        return {"clean": torch.cat([encode(images) for images in batches])}
 
 
 def _measured_shard(
@@ -229,12 +230,13 @@ def _measured_shard(
         return _measurements(pictures, each, degradation, noise_range, draws)
 
     parts: dict[str, list[Tensor]] = {}
-    for batch in _ahead(_batches(indices), prepare, workers):
-        images = batch.pop("images").flatten(0, 1).split(ENCODED_AT_ONCE)
-        latents = torch.cat([encode(some) for some in images])
-        batch["measured"] = latents.unflatten(0, (-1, draws))
-        for key, tensor in batch.items():
-            parts.setdefault(key, []).append(tensor)
+    with closing(_ahead(_batches(indices), prepare, workers)) as batches:
+        for batch in batches:
+            images = batch.pop("images").flatten(0, 1).split(ENCODED_AT_ONCE)
+            latents = torch.cat([encode(some) for some in images])
+            batch["measured"] = latents.unflatten(0, (-1, draws))
+            for key, tensor in batch.items():
+                parts.setdefault(key, []).append(tensor)
     return {key: torch.cat(tensors) for key, tensors in parts.items()}
 
 
@@ -291,8 +293,12 @@ def _batches(indices: range) -> list[range]:
 
 def _ahead(
     items: Iterable[Item], prepare: Callable[[Item], Prepared], workers: int
-) -> Iterator[Prepared]:
-    """`prepare` items in threads, as many ahead as there are, so that the encoder never waits."""
+) -> Generator[Prepared, None, None]:
+    """`prepare` items in threads, as many ahead as there are, so that the encoder never waits.
+
+    To be closed by who reads it: left to the garbage collector, it may end in one of the threads
+    that it waits for.
+    """
     with ThreadPoolExecutor(workers) as pool:
         coming: deque[Future[Prepared]] = deque()
         for item in items:

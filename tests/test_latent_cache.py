@@ -179,9 +179,12 @@ def test_a_signal_stops_encoding_with_one_line(
         return crop(self, index)
 
     monkeypatch.setattr(TrainingPictures, "crop", signalled)
+    before = set(threading.enumerate())
     with pytest.raises(Stopped, match="goes on from there") as caught:
         _open(tmp_path, tiny_prior, pictures)
     assert caught.value.exit_code == 143
+    # `caught` keeps the frames of the run alive: what stopped its threads was not their end.
+    assert set(threading.enumerate()) <= before
 
 
 def test_a_damaged_shard_is_made_again(

@@ -9,6 +9,8 @@ import importlib.util
 import os
 import sys
 
+from spaces.config import Config
+
 from silo.caption import Captioner
 from silo.decoding import MAX_PIXELS
 from silo.devices import pick_device, pick_dtype
@@ -35,7 +37,9 @@ def load_prior(name: str) -> LatentPrior:
     device = pick_device()
     dtype = pick_dtype(device)
     if name != USUAL_PRIOR:  # a visitor's choice, not to be replaced by another
-        return LatentPrior.load(name, device=device, dtype=dtype)
+        # On ZeroGPU only what is loaded at the start may be put on a GPU that is not lent yet.
+        place = "cpu" if Config.zero_gpu else device
+        return LatentPrior.load(name, device=place, dtype=dtype)
     prior, notice = load_or_embedded(name, device=device, dtype=dtype)
     if notice is not None:
         prior.notices.append(notice)  # every result tells it

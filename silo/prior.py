@@ -240,8 +240,10 @@ class LatentPrior:
         batch = len(latents)
         halves = [prompt.cond] if prompt.uncond is None else [prompt.uncond, prompt.cond]
         text = torch.cat([half.expand(batch, -1, -1) for half in halves])
-        times = torch.as_tensor(t, dtype=torch.long, device=self.device)
-        times = times.expand(batch).repeat(len(halves))
+        if isinstance(t, int):  # filled on the device: a copy to it would wait for what it does
+            times = torch.full((batch * len(halves),), t, device=self.device)
+        else:
+            times = t.to(self.device, torch.long).expand(batch).repeat(len(halves))
 
         def run(latents: Tensor) -> tuple[Tensor, ...]:
             noisy = self._cast(torch.cat([latents] * len(halves)), self._unet)
@@ -271,6 +273,14 @@ class LatentPrior:
         Noise of std s = 2 * noise_sigma in [-1, 1] images becomes the timestep 999 s / 0.1.
         """
         return self.time_embedding(2 * noise_sigma / SIGMA_EMBEDDING_RANGE * 999)
+
+    def to(self, device: torch.device) -> LatentPrior:
+        """Computes on another device from now on; returns itself."""
+        if device != self.device:
+            self.device = device
+            for part in NETWORKS:
+                getattr(self, part).to(device)
+        return self
 
     def slice_attention(self) -> bool:
         """Computes the denoiser's attention one head at a time; False if it did already."""
@@ -352,14 +362,15 @@ class LatentPrior:
         run: Callable[[Tensor], tuple[Tensor, ...]],
         inputs: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Returns run(inputs); if half precision overflows, makes the network float32 for good.
+        """Returns run(inputs); if float16 overflows, makes the network float32 for good.
 
-        By a copy, since gradients of earlier calls still need the weights as they were.
+        By a copy, since gradients of earlier calls still need the weights as they were. What has
+        float32's range is not asked, since the answer would have to wait for the GPU.
         """
         self._place(part)
         network = getattr(self, part)
         outputs = run(inputs)
-        if network.dtype == torch.float32 or torch.isfinite(outputs[0]).all():
+        if network.dtype != torch.float16 or torch.isfinite(outputs[0]).all():
             return outputs
         if not torch.isfinite(inputs).all():  # no precision helps
             return outputs

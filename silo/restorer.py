@@ -226,7 +226,7 @@ class Restorer:
         """What the sampler is given: the measurement, encoded, with the networks and the prompt."""
         prior, device = self.prior, self.prior.device
         needs_operator = SAMPLERS[request.effective_sampler].needs_operator
-        operator = self._operator(request.task) if needs_operator else None
+        operator = self._operator(request.task).to(device) if needs_operator else None
         measured = take_measurement(request, prior)
         full_size = measured.degradation.operator().to_full_size(measured.y).to(device)
         words = request.prompt, request.negative_prompt, request.guidance_scale
@@ -316,7 +316,11 @@ class Restorer:
         return find_operator(task, self.prior.name, self.prior.latent_channels)
 
     def _operator(self, task: str) -> LatentOperator:
-        """The operator for `task`, loaded once and checked against the prior."""
+        """The operator for `task`, loaded once and checked against the prior.
+
+        It is on the CPU until it guides: the page asks what an operator is where there is no GPU,
+        which on ZeroGPU is everywhere but inside of what has been lent one.
+        """
         if task not in self._operators:
             if self._chosen is None:
                 operator = LatentOperator.from_pretrained(self._place(task))
@@ -334,8 +338,7 @@ class Restorer:
                     f"The operator reads latents of {operator.latent_channels} channels, the prior "
                     f"'{self.prior.name}' has {self.prior.latent_channels}: choose a matching pair."
                 )
-            operator.requires_grad_(False).to(self.prior.device)
-            self._operators[task] = operator
+            self._operators[task] = operator.requires_grad_(False)
         return self._operators[task]
 
 

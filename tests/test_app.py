@@ -660,3 +660,16 @@ def test_a_run_that_failed_is_not_kept() -> None:
     with pytest.raises(ZeroDivisionError), runs.begin("visitor", run):
         raise ZeroDivisionError
     assert runs.of("visitor") is None and run.ended.is_set()
+
+
+def test_on_zerogpu_a_prior_of_a_visitors_choice_waits_on_the_cpu(
+    tiny_prior_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import app
+
+    # "meta" stands for the GPU.
+    monkeypatch.setattr(app, "pick_device", lambda: torch.device("meta"))
+    monkeypatch.setattr(app, "pick_dtype", lambda device: torch.float32)
+    for zero_gpu, place in ((True, "cpu"), (False, "meta")):
+        monkeypatch.setattr(app.Config, "zero_gpu", zero_gpu)
+        assert app.load_prior(str(tiny_prior_folder)).device.type == place

@@ -21,8 +21,6 @@ from silo.prior import (
 )
 from silo.prior_files import HUB_PRIORS, load_components
 
-HALF = [torch.float16, torch.bfloat16]
-
 
 def noise(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
@@ -144,9 +142,8 @@ def test_a_variational_autoencoder_gives_its_mode(variational_prior):
     assert variational_prior.decode(variational_prior.encode(images)).shape == images.shape
 
 
-@pytest.mark.parametrize("dtype", HALF)
-def test_no_black_pictures_in_half_precision(tiny_prior_folder, dtype):
-    prior = LatentPrior.load(tiny_prior_folder, dtype=dtype)
+def test_no_black_pictures_in_half_precision(tiny_prior_folder):
+    prior = LatentPrior.load(tiny_prior_folder, dtype=torch.float16)
     sound = LatentPrior.load(tiny_prior_folder)
     z = noise(1, 4, 4, 4)
     break_in_half_precision(prior._vae.decoder)
@@ -160,7 +157,7 @@ def test_no_black_pictures_in_half_precision(tiny_prior_folder, dtype):
 
 
 def test_encoder_denoiser_and_text_recover_too(tiny_prior_folder, latents):
-    prior = LatentPrior.load(tiny_prior_folder, dtype=torch.bfloat16)
+    prior = LatentPrior.load(tiny_prior_folder, dtype=torch.float16)
     sound = LatentPrior.load(tiny_prior_folder)
     images = noise(1, 3, 32, 32).clamp(-1, 1)
     for part in (prior._vae.encoder, prior._unet.conv_out, prior._text_encoder.final_layer_norm):
@@ -175,16 +172,13 @@ def test_encoder_denoiser_and_text_recover_too(tiny_prior_folder, latents):
     assert len(prior.notices) == 3 and prior.nfe == 1
 
 
-@pytest.mark.parametrize("dtype", HALF)
-def test_an_encoder_that_overflows_leaves_the_gradient_of_an_earlier_decoding(
-    tiny_prior_folder, dtype
-):
+def test_an_encoder_that_overflows_leaves_the_gradient_of_an_earlier_decoding(tiny_prior_folder):
     def gradient(prior):
         z = noise(1, 4, 4, 4).requires_grad_()
         returned = prior.encode(prior.decode(z, clamp=False))
         return torch.autograd.grad(returned.square().sum(), z)[0]
 
-    prior = LatentPrior.load(tiny_prior_folder, dtype=dtype)
+    prior = LatentPrior.load(tiny_prior_folder, dtype=torch.float16)
     break_in_half_precision(prior._vae.encoder)
     expected = gradient(LatentPrior.load(tiny_prior_folder))
     for _ in range(2):
@@ -205,10 +199,10 @@ def test_only_an_unclamped_decoding_has_a_gradient_beyond_the_range(tiny_prior):
 
 
 def test_latents_that_are_not_finite_are_refused_and_change_nothing(tiny_prior_folder):
-    prior = LatentPrior.load(tiny_prior_folder, dtype=torch.bfloat16)
+    prior = LatentPrior.load(tiny_prior_folder, dtype=torch.float16)
     with pytest.raises(BadRequest, match="diverged"):
         prior.decode(torch.full((1, 4, 4, 4), torch.nan))
-    assert prior._vae.dtype == torch.bfloat16 and not prior.notices
+    assert prior._vae.dtype == torch.float16 and not prior.notices
 
 
 # Text
@@ -309,6 +303,13 @@ def test_half_precision_exchanges_float32(tiny_prior_folder, latents):
     for tensor in (prediction.output, prediction.time_embedding, *prediction.features):
         assert tensor.dtype == torch.float32
     assert prior.encode(noise(1, 3, 32, 32)).dtype == torch.float32
+
+
+def test_a_prior_moves_to_another_device_as_a_whole(tiny_prior_folder):
+    prior = LatentPrior.load(tiny_prior_folder)
+    assert prior.to(torch.device("meta")) is prior and prior.device.type == "meta"
+    networks = prior._unet, prior._vae, prior._text_encoder
+    assert {each.device.type for network in networks for each in network.parameters()} == {"meta"}
 
 
 # Files

@@ -393,6 +393,17 @@ def test_priors_with_four_latent_channels_share_stable_diffusions_operators(
     assert result.parameters["operator"]["name"] == "trained/gaussian_blur_sd15"
 
 
+def test_what_guides_can_be_told_where_the_priors_device_is_not_at_hand(
+    tiny_prior: LatentPrior, operators: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on ZeroGPU, whose handlers have no GPU until one is lent.
+    monkeypatch.setattr(tiny_prior, "device", torch.device("cuda:99"))
+    restorer = Restorer(tiny_prior, operator=operators["super_resolution_x4"])
+    request = RestorationRequest("super_resolution_x4", _picture(16, 16), steps=1)
+    told = restorer.parameters(request)["operator"]
+    assert told == {"name": str(operators["super_resolution_x4"]), "revision": None}
+
+
 def test_closing_stops_the_restoration(tiny_prior: LatentPrior, operators: dict[str, Path]) -> None:
     restorer = Restorer(tiny_prior, operator=operators["super_resolution_x4"])
     request = RestorationRequest("super_resolution_x4", _picture(16, 16), steps=50)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from silo.devices import pick_device
 from silo.prior import LatentPrior
 from silo.prior_files import EMBEDDED_NAME
 from silo.request import RestorationRequest
@@ -50,11 +52,16 @@ def test_previews_come_often_and_cost_little(
             clock[0] += decoding
             return Image.new("RGB", (8, 8))
 
+    placed: list[torch.device] = []
+
     class Steps:
+        prior = SimpleNamespace(to=placed.append)
+
         def restorer(self, *_: object) -> "Steps":
             return self
 
         def restore(self, _: RestorationRequest) -> Iterator[Event]:
+            assert placed == [pick_device()]  # before anything is computed
             for _index in range(1000):
                 clock[0] += step
                 yield Event()

@@ -16,6 +16,7 @@ from operators.errors import OperatorError
 from silo import images
 from silo.caption import Captioner
 from silo.decoding import read_header
+from silo.devices import pick_device
 from silo.errors import BadRequest, SiloError
 from silo.measured import LARGEST_SIDE_RATIO, take_measurement
 from silo.request import PRESETS, RestorationRequest
@@ -87,7 +88,9 @@ class Restoring:
             captioner_factory().release_under_pressure()
             picture_due = 0.0
             try:
-                for event in models.restorer(prior, operator).restore(request):
+                restorer = models.restorer(prior, operator)
+                restorer.prior.to(pick_device())  # which it waits for on ZeroGPU, see load_prior
+                for event in restorer.restore(request):
                     if isinstance(event, Result):
                         yield event
                         continue

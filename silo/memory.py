@@ -58,8 +58,8 @@ AUTOENCODING = (SLICED_AUTOENCODER, OFFLOADING, TILED_AUTOENCODER)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether there was too little memory: cuda has a class for it, cpu and mps have words."""
-    words = ("DefaultCPUAllocator", "out of memory")
+    """Whether there was too little memory: cuda has a class for it, the others have words."""
+    words = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")  # the last is cuBLAS's
     return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 

@@ -132,6 +132,8 @@ def test_it_is_told_from_other_errors(tiny_prior: LatentPrior) -> None:
         torch.empty(1 << 55)
     assert is_out_of_memory(refused.value)
     assert is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 9 GiB)"))
+    cublas = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+    assert is_out_of_memory(RuntimeError(cublas))
 
     def fail(module: nn.Module, inputs: Any) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")

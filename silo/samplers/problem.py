@@ -149,5 +149,8 @@ def standard_normal(generators: Sequence[torch.Generator], like: Tensor) -> Tens
 
     Drawn in float32 on the CPU, so that one seed gives one picture whatever the device.
     """
-    noise = [torch.randn(like.shape[1:], generator=generator) for generator in generators]
-    return torch.stack(noise).to(like)
+    shape = like.shape[1:]
+    noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+    if like.device.type != "cuda":
+        return noise.to(like)
+    return noise.pin_memory().to(like, non_blocking=True)  # lest every step wait for the GPU

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -57,7 +57,9 @@ def main(argv: list[str] | None = None) -> int:
         prior = random_sd15(device, dtype)
     else:
         prior = LatentPrior.load(arguments.prior, device=device, dtype=dtype)
-    seconds = measure(cases(prior, arguments.size or prior.native_size), arguments.repetitions)
+    rounds = measure(
+        cases(prior, arguments.size or prior.native_size), arguments.repetitions, device
+    )
     report = {
         "prior": prior.name,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -65,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         "threads": torch.get_num_threads(),
         "size": arguments.size or prior.native_size,
         "repetitions": arguments.repetitions,
-        **summarise(seconds),
+        **summarise(rounds),
         "peak_memory_bytes": peak_memory(device),
     }
     print(json.dumps(report, indent=1) if arguments.json else table(report))
@@ -178,42 +180,53 @@ def operators(prior: LatentPrior, side: int) -> list[LatentOperator]:
     return [operator.requires_grad_(False).eval().to(prior.device) for operator in found]
 
 
-def measure(cases: Mapping[str, Callable[[], object]], repetitions: int) -> dict[str, float]:
-    """The median seconds of each case over rounds in which each has its turn; the first is free."""
-    times: dict[str, list[float]] = {name: [] for name in cases}
+def measure(
+    cases: Mapping[str, Callable[[], object]], repetitions: int, device: torch.device
+) -> list[Seconds]:
+    """The seconds of each case in rounds in which each has its turn; the first does not count."""
+    rounds: list[Seconds] = []
     for _ in range(repetitions + 1):
+        taken: dict[str, float] = {}
         for name, run in cases.items():
-            _synchronise()
+            _synchronise(device)
             started = time.perf_counter()
             run()
-            _synchronise()
-            times[name].append(time.perf_counter() - started)
-    return {name: median(taken[1:]) for name, taken in times.items()}
+            _synchronise(device)
+            taken[name] = time.perf_counter() - started
+        rounds.append(taken)
+    return rounds[1:]
 
 
-def summarise(seconds: Seconds) -> dict[str, Any]:
-    """What follows from the medians: milliseconds, seconds an image, rates and ratios.
+def summarise(rounds: Sequence[Seconds]) -> dict[str, Any]:
+    """What follows from the rounds: milliseconds, seconds an image, rates and ratios, all medians.
 
+    Ratios are taken within a round: a machine that grows slower meanwhile does not change them.
     Without the cache of latents, each sample of an operator's training is encoded twice, x and
     A(x), in every step that reads it.
     """
-    around = seconds["encode"] + seconds["decode"]
-    images = {name: around + _preset_seconds(seconds, preset) for name, preset in PRESETS.items()}
-    images |= {name: around + PSLD_STEPS * seconds[name] for name in PEERS}
-    images["resample"] = around + resample_seconds(seconds)
+    seconds = {name: median(each[name] for each in rounds) for name in rounds[0]}
+    images, in_rounds = _image_seconds(seconds), [_image_seconds(each) for each in rounds]
     steps = [name for name in seconds if "/" in name or name in (*PEERS, "resample")]
     training, encoding = seconds["operator_training_step"], seconds["encode_batch"]
-    bare = PRESETS["quick"].steps * seconds["denoiser"]
+    bare = [PRESETS["quick"].steps * each["denoiser"] for each in rounds]
+    sampling = [_preset_seconds(each, PRESETS["quick"]) for each in rounds]
+    whole = [each["quick"] for each in in_rounds]
     return {
         "milliseconds": {name: 1000 * value for name, value in seconds.items()},
         "seconds_an_image": images,
-        "step_over_denoiser": {name: seconds[name] / seconds["denoiser"] for name in steps},
-        "quick_over_its_denoiser_evaluations": {
-            "sampling": (images["quick"] - around) / bare,
-            "with_encoding_and_decoding": images["quick"] / bare,
+        "step_over_denoiser": {
+            name: median(each[name] / each["denoiser"] for each in rounds) for name in steps
         },
-        "times_faster_than_psld": {n: images["psld"] / images[n] for n in PRESETS},
-        "times_faster_than_resample": {n: images["resample"] / images[n] for n in PRESETS},
+        "quick_over_its_denoiser_evaluations": {
+            "sampling": _median_ratio(sampling, bare),
+            "with_encoding_and_decoding": _median_ratio(whole, bare),
+        },
+        **{
+            f"times_faster_than_{peer}": {
+                name: median(each[peer] / each[name] for each in in_rounds) for name in PRESETS
+            }
+            for peer in ("psld", "resample")
+        },
         "operator_training_steps_a_second": 1 / training,
         "operator_training_samples_a_second": {
             "latents_cached": TRAINING_BATCH / training,
@@ -221,6 +234,18 @@ def summarise(seconds: Seconds) -> dict[str, Any]:
         },
         "encoded_pictures_a_second": TRAINING_BATCH / encoding,
     }
+
+
+def _median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
+    return median(a / b for a, b in zip(above, below, strict=True))
+
+
+def _image_seconds(seconds: Seconds) -> dict[str, float]:
+    """The seconds an image takes, encoding and decoding included, by preset and by peer."""
+    around = seconds["encode"] + seconds["decode"]
+    images = {name: around + _preset_seconds(seconds, preset) for name, preset in PRESETS.items()}
+    images |= {name: around + PSLD_STEPS * seconds[name] for name in PEERS}
+    return {**images, "resample": around + resample_seconds(seconds)}
 
 
 def _preset_seconds(seconds: Seconds, preset: Preset) -> float:
@@ -304,9 +329,12 @@ def _training_step(channels: int, side: int, device: torch.device) -> Callable[[
     return run
 
 
-def _synchronise() -> None:
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
+def _synchronise(device: torch.device) -> None:
+    """Wait for what was launched on a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from silo import bench
 from silo.prior import LatentPrior
@@ -26,7 +27,8 @@ PARTS = {
 
 
 def test_everything_that_is_timed_runs_and_the_report_holds_it(tiny_prior: LatentPrior) -> None:
-    seconds = bench.measure(bench.cases(tiny_prior, 64), repetitions=1)
+    rounds = bench.measure(bench.cases(tiny_prior, 64), 1, tiny_prior.device)
+    (seconds,) = rounds
     assert set(PARTS) < set(seconds)
     assert {"silo/paper_cnn", "silo/readout", "silo-fast/paper_cnn"} < set(seconds)
     assert all(value > 0 for value in seconds.values())
@@ -38,7 +40,7 @@ def test_everything_that_is_timed_runs_and_the_report_holds_it(tiny_prior: Laten
         "size": 64,
         "repetitions": 1,
         "peak_memory_bytes": 2**30,
-        **bench.summarise(seconds),
+        **bench.summarise(rounds),
     }
     assert json.loads(json.dumps(report)) == report
     table = bench.table(report)
@@ -49,7 +51,7 @@ def test_everything_that_is_timed_runs_and_the_report_holds_it(tiny_prior: Laten
 
 
 def test_figures_follow_from_the_parts() -> None:
-    report = bench.summarise(PARTS)
+    report = bench.summarise([PARTS])
     images = report["seconds_an_image"]
     assert images["quick"] == pytest.approx(2 + 4.5 + 15 * 2.5)
     assert images["balanced"] == pytest.approx(2 + 100 * 6)
@@ -72,5 +74,16 @@ def test_figures_follow_from_the_parts() -> None:
 def test_cases_take_turns_and_the_first_round_does_not_count() -> None:
     turns: list[str] = []
     cases = {name: lambda name=name: turns.append(name) for name in ("a", "b")}
-    assert set(bench.measure(cases, repetitions=2)) == {"a", "b"}
+    rounds = bench.measure(cases, 2, torch.device("cpu"))
+    assert [set(each) for each in rounds] == [{"a", "b"}] * 2
     assert turns == ["a", "b"] * 3
+
+
+def test_ratios_are_taken_within_a_round_and_seconds_over_all() -> None:
+    # A machine that grew slower between two cases of the second round, and then for good.
+    slower = {name: 3 * value for name, value in PARTS.items()}
+    torn = {**slower, "denoiser": PARTS["denoiser"]}
+    report = bench.summarise([PARTS, torn, slower])
+    assert report["milliseconds"]["silo/compact_cnn"] == pytest.approx(1000 * 3 * 6)
+    assert report["step_over_denoiser"]["silo/compact_cnn"] == pytest.approx(3)
+    assert report["times_faster_than_psld"]["quick"] == pytest.approx(9002 / 44)

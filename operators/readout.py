@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, interpolate, relu
+from torch.nn.functional import adaptive_avg_pool2d, group_norm, interpolate, relu
 
 from operators.errors import OperatorError
 from operators.latent import LatentOperator, check_flag, check_groups, check_integer
@@ -117,10 +117,12 @@ class ReadoutOperator(LatentOperator):
         # The mixture is summed layer by layer: a stack of all layers' outputs would be the largest
         # tensor of a whole restoration.
         weights = torch.softmax(self.mixing_weights, dim=0)
-        mixture = z.new_zeros(())
+        mixture = None
         for weight, block, feature in zip(weights, self.bottleneck_layers, features, strict=True):
             inputs = torch.cat([_resize(feature.to(z.dtype), size), sigma_map], dim=1)
-            mixture = mixture + weight * block(inputs, time_embedding)
+            weighted = block(inputs, time_embedding, weight)
+            mixture = weighted if mixture is None else mixture + weighted
+        assert mixture is not None, "feature_channels is not empty"
         head_inputs = [mixture, sigma_map]
         if self.uses_mask and mask is not None:
             # Averaged, so that a latent pixel shows which part of it is known.
@@ -155,12 +157,17 @@ class _Bottleneck(nn.Module):
         self.conv3 = _NormalisedConv2d(mid, outputs, 1, groups)
         self.emb_layers = nn.Linear(embedding_dim, mid)
 
-    def forward(self, inputs: Tensor, time_embedding: Tensor | None) -> Tensor:
+    def forward(self, inputs: Tensor, time_embedding: Tensor | None, weight: Tensor) -> Tensor:
+        """Return the block's output times `weight`, a positive number.
+
+        It goes into the last normalisations: relu(weight x) = weight relu(x), and the outputs are
+        the largest tensors here.
+        """
         hidden = relu(self.conv1(inputs))
         if time_embedding is not None:
             hidden = hidden + relu(self.emb_layers(time_embedding))[:, :, None, None]
         hidden = relu(self.conv2(hidden))
-        return relu(self.conv3(hidden) + self.shortcut(inputs))
+        return relu(self.conv3(hidden, weight) + self.shortcut(inputs, weight))
 
 
 class _NormalisedConv2d(nn.Conv2d):
@@ -171,8 +178,11 @@ class _NormalisedConv2d(nn.Conv2d):
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
         self.norm = nn.GroupNorm(groups, outputs)
 
-    def forward(self, input: Tensor) -> Tensor:
-        return self.norm(super().forward(input))
+    def forward(self, input: Tensor, weight: Tensor | float = 1.0) -> Tensor:
+        """Return the normalised convolution times `weight`."""
+        norm, convolved = self.norm, super().forward(input)
+        scale, shift = weight * norm.weight, weight * norm.bias
+        return group_norm(convolved, norm.num_groups, scale, shift, norm.eps)
 
 
 def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:

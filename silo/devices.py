@@ -70,6 +70,14 @@ def pick_dtype(device: torch.device, name: str = "auto") -> torch.dtype:
     return allowed[name]
 
 
+def describe_device(device: torch.device) -> str:
+    """What seconds were measured on: a GPU's name, or how many threads of the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{device.type}, {threads} thread{'s' * (threads > 1)}"
+
+
 def peak_memory(device: torch.device) -> int:
     """The most memory used so far, in bytes: allocated on cuda, else resident in the process.
 

@@ -28,9 +28,9 @@ def weights_fingerprints(prior: LatentPrior, operator: str | Path | None) -> dic
     found: dict[str, str | None] = {"prior": None, "operator": None}
     if prior.revision is None:
         folder, _ = locate(prior.name, None, prior.dtype)
-        found["prior"] = _fingerprint(weights_files(folder, prior.dtype))
+        found["prior"] = files_fingerprint(weights_files(folder, prior.dtype))
     if operator is not None and Path(operator).is_dir():
-        found["operator"] = _fingerprint([Path(operator) / WEIGHTS_NAME])
+        found["operator"] = files_fingerprint([Path(operator) / WEIGHTS_NAME])
     return found
 
 
@@ -43,14 +43,15 @@ def network_fingerprint(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _fingerprint(files: Iterable[Path]) -> str:
+def files_fingerprint(files: Iterable[Path]) -> str:
+    """The SHA-256 of the content of files, one after the other."""
     status = [(path, path.stat()) for path in files]
     return _sha256(tuple((path, each.st_size, each.st_mtime_ns) for path, each in status))
 
 
 @cache  # a large denoiser takes seconds, and is asked for with every picture
 def _sha256(files: tuple[tuple[Path, int, int], ...]) -> str:
-    """Of the content of files, one after the other; their sizes and times tell when it changes."""
+    """Their sizes and times tell when the content changes."""
     digest = hashlib.sha256()
     for path, _, _ in files:
         with path.open("rb") as file:

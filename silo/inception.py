@@ -6,10 +6,7 @@ weights are not part of this repository: see `find_inception`.
 
 from __future__ import annotations
 
-import hashlib
-import os
 import warnings
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -17,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from silo.errors import BadRequest
-from silo.lpips import WEIGHTS_VARIABLE
+from silo.fingerprint import files_fingerprint
+from silo.metric_weights import find_metric_weights
 
-FILE = "inception-2015-12-05_fp16.pt"
 # Distances are comparable only between features of one network; and a TorchScript file is code.
 SHA256 = "2bb2e45b7c03cdfa0fa3b754c7315be5a7da79075db4ced79c9632729794f3b8"
 _SIDE = 299
@@ -29,20 +26,12 @@ def find_inception(folder: Path | None = None) -> Path | None:
     """The network's file in `folder` or in $SILO_METRIC_WEIGHTS; None where there is none.
 
     Raises:
-        BadRequest: there is a file of that name, but it is another one.
+        BadRequest: there is a file of that name, but it is another one; or as for LPIPS.
     """
-    named = str(folder) if folder else os.environ.get(WEIGHTS_VARIABLE, "")
-    path = Path(named) / FILE
-    if not named or not path.is_file():
-        return None
-    if _sha256(path) != SHA256:
+    path = find_metric_weights("inception", folder)
+    if path is not None and files_fingerprint([path]) != SHA256:
         raise BadRequest(f"{path} is not the network that FID is measured with; remove it.")
     return path
-
-
-@lru_cache(maxsize=1)
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 class Inception:

@@ -4,7 +4,6 @@ Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual M
 (arXiv 1801.03924). The weights are not part of this repository: see `find_weights`.
 """
 
-import os
 from pathlib import Path
 from typing import cast
 
@@ -12,10 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from silo.errors import BadRequest
-
-WEIGHTS_VARIABLE = "SILO_METRIC_WEIGHTS"
-FILES = {"alex": "lpips_alexnet_fp32.safetensors", "vgg": "lpips_vgg16_fp16.safetensors"}
+from silo.metric_weights import find_metric_weights
 
 # Stages of convolutions as (torchvision's index in `features`, stride, padding); the distance
 # compares the output of each stage. A stage of `_POOLED` starts with a max-pooling of that kernel.
@@ -26,21 +22,8 @@ _POOLED = {"alex": {1: 3, 2: 3}, "vgg": {1: 2, 2: 2, 3: 2, 4: 2}}
 
 
 def find_weights(net: str, folder: Path | None = None) -> Path | None:
-    """The LPIPS weights of `net` in `folder` or in $SILO_METRIC_WEIGHTS; None where there are none.
-
-    Raises:
-        BadRequest: a folder is named, by argument or variable, but holds the weights of no net.
-    """
-    named = str(folder) if folder else os.environ.get(WEIGHTS_VARIABLE, "")
-    if not named:
-        return None
-    found = {name: path for name, file in FILES.items() if (path := Path(named) / file).is_file()}
-    if not found:
-        raise BadRequest(
-            f"No LPIPS weights ({', '.join(FILES.values())}) in {named}; unset {WEIGHTS_VARIABLE} "
-            "to go without."
-        )
-    return found.get(net)
+    """The LPIPS weights of `net`, "alex" or "vgg"; otherwise as `find_metric_weights`."""
+    return find_metric_weights(f"lpips_{net}", folder)
 
 
 class LPIPS(nn.Module):

@@ -177,7 +177,7 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
         "embedded": Protocol(
             "SILO and its peers on the embedded prior, none of them with a prompt",
             tuple(
-                Setting(task, sampler, noise_sigma=PAPER_NOISE)
+                Setting(task, sampler, noise_sigma=PAPER_NOISE, eta=TASKS[task].eta)
                 for task in PAPER_TASKS
                 for sampler in ("silo-fast", "silo", *_peers(task))
             ),

@@ -184,7 +184,7 @@ class RestorationRequest:
             if isinstance(published[name], int):
                 _check_integer(name, value, 1, MAX_ITERATIONS)
             else:
-                _check_number(name, value, 0, 1000)
+                _check_number(name, value, 0, 1e6)
 
     def _check_mask(self) -> None:
         takes_mask = self._described.needs_mask

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import math
 import os
@@ -14,17 +15,20 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from operators.convolutional import CompactCNN
-from silo import inception
+from silo import __version__, inception
 from silo.__main__ import main
 from silo.data import center_crop, iterate_photos, list_photos
 from silo.evaluation import jobs
+from silo.evaluation.bench import Bench
+from silo.evaluation.jobs import Store
 from silo.evaluation.record import Record
 from silo.evaluation.report import PUBLISHED
 from silo.evaluation.search import around_best
 from silo.images import load_image, save_png
-from silo.lpips import WEIGHTS_VARIABLE
+from silo.metric_weights import FILES, WEIGHTS_VARIABLE
 from silo.metrics import frechet_distance, psnr
 from silo.prior import LatentPrior
+from silo.protocols import Setting
 from tests.hub_server import File, Hub
 
 ROOT = Path(__file__).parent.parent
@@ -67,7 +71,7 @@ def test_an_evaluation_measures_every_picture_and_shows_them(
 ) -> None:
     assert main([*arguments, "--tasks", "gaussian_blur,super_resolution_x4"]) == 0
     metrics = _metrics(out)
-    assert metrics["pictures"] == ["p0", "p2", "p4"] and metrics["metric_weights"] == []
+    assert metrics["pictures"] == ["p0", "p2", "p4"] and metrics["metric_weights"] == {}
     restored = [row for row in metrics["rows"] if "nfe" in row]
     assert [(row["parameters"]["task"], row["picture"]) for row in restored] == [
         (task, f"p{index}")
@@ -192,7 +196,10 @@ def test_a_damaged_picture_is_a_failure_of_its_own(
     (photos / "p2.png").write_bytes(whole[:500])
     call = [*arguments, "--tasks", "gaussian_blur"]
     assert main(call) == 1
-    assert "SILO: 1 failed: 'p2' in" in (out / "table.md").read_text()
+    table = (out / "table.md").read_text()
+    assert "SILO: 1 failed: 'p2' in" in table
+    assert re.search(r"\| gaussian_blur \|.* \(1 of 3 failed\) \|", table)
+    assert "SILO (1 of 3 failed)" in (out / "quality-time.svg").read_text()
     assert len([row for row in _rows(out) if "nfe" in row]) == 2
     (photos / "p2.png").write_bytes(whole)
     assert main(call) == 0
@@ -209,22 +216,30 @@ class _Quadrants:
     """Stands in for the Inception network: the mean brightness of each quadrant."""
 
     def __init__(self, path: Path) -> None:
-        assert path.name == inception.FILE
+        assert path.name == FILES["inception"]
 
     def features(self, images):
         return torch.nn.functional.adaptive_avg_pool2d(images.mean(1), 2).flatten(1)
 
 
+def _provide_inception(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a file in `folder` be the network, and `_Quadrants` what it computes."""
+    (folder / FILES["inception"]).write_bytes(b"a network")
+    monkeypatch.setenv(WEIGHTS_VARIABLE, str(folder))
+    monkeypatch.setattr(inception, "SHA256", hashlib.sha256(b"a network").hexdigest())
+    monkeypatch.setattr("silo.evaluate.Inception", _Quadrants)
+
+
 def test_distances_between_sets_use_the_features_of_all_pictures(
-    arguments: list[str], out: Path, monkeypatch: pytest.MonkeyPatch, photos: Path
+    arguments: list[str], out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call = [*arguments, "--tasks", "gaussian_blur"]
     assert main(call) == 0
     # With the network at hand later, the same command measures what was not available.
-    monkeypatch.setattr("silo.evaluate.find_inception", lambda: Path(inception.FILE))
-    monkeypatch.setattr("silo.evaluate.Inception", _Quadrants)
+    _provide_inception(tmp_path, monkeypatch)
     assert main(call) == 0
     metrics = _metrics(out)
+    assert metrics["metric_weights"] == {"inception": inception.SHA256}
     cell = next(cell for cell in metrics["means"] if cell["method"] == "SILO")
     pictures = [
         torch.cat(
@@ -235,7 +250,7 @@ def test_distances_between_sets_use_the_features_of_all_pictures(
         )
         for key in (cell["key"], "clean-128")
     ]
-    features = [_Quadrants(Path(inception.FILE)).features(images) for images in pictures]
+    features = [_Quadrants(tmp_path / FILES["inception"]).features(images) for images in pictures]
     assert cell["means"]["fid"] == pytest.approx(frechet_distance(*features), rel=0.05)
     assert cell["means"]["kid"] is not None
     saved = load_file(out / "features" / cell["key"] / "p0.safetensors")["features"]
@@ -261,7 +276,7 @@ def test_a_search_tries_multiples_on_other_pictures_and_reports_them(
     assert etas == {factor: 0.5 * factor for factor in etas}
     assert omegas == {factor: 250 * factor for factor in omegas}
     searched_on = {row["picture"] for row in _rows(out)} - set(metrics["pictures"])
-    assert len(searched_on) == 1
+    assert len(searched_on) == 1 and silo["pictures"] == list(searched_on)
     methods = [cell["method"] for cell in metrics["means"]]
     assert methods == ["measurement", "SILO", "SILO, searched", "LDPS", "LDPS, searched"]
 
@@ -272,7 +287,8 @@ def test_a_search_tries_multiples_on_other_pictures_and_reports_them(
         (1.0, [1, 1 / 4, 4, 1 / 2, 2]),
         (0.045, [1, 1 / 4, 4, 1 / 16, 1 / 64, 1 / 32, 1 / 8]),
         (0.5, [1, 1 / 4, 4, 1 / 2, 2]),
-        (9.0, [1, 1 / 4, 4, 2]),
+        (5.0, [1, 1 / 4, 4, 16, 2, 8]),
+        (99.0, [1, 1 / 4, 4, 16, 8]),
         (1e-9, [1, 1 / 4, 4, 1 / 16, 1 / 64, 1 / 256, 1 / 128]),
     ],
 )
@@ -359,11 +375,11 @@ def test_operator_accuracy_compares_with_the_encoded_noiseless_measurement(
     out: Path,
     tiny_prior: LatentPrior,
     photos: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # It makes no pictures, so that an Inception network at hand has nothing to do.
-    monkeypatch.setattr("silo.evaluate.find_inception", lambda: Path(inception.FILE))
-    monkeypatch.setattr("silo.evaluate.Inception", _Quadrants)
+    _provide_inception(tmp_path, monkeypatch)
     call = [*arguments, "--protocol", "operator-accuracy", "--tasks", "gaussian_blur"]
     assert main([*call, "--limit", "1"]) == 0
     (row,) = _metrics(out)["rows"]
@@ -477,6 +493,23 @@ def test_two_pictures_of_one_name_are_refused(
     place = arguments.index(str(photos))
     assert main([*arguments[:place], *call, *arguments[place + 1 :]]) == 2
     assert "several pictures are called 'p1'" in capsys.readouterr().err
+
+
+def test_rows_of_an_earlier_run_do_not_end_a_shared_one(photos: Path, tmp_path: Path) -> None:
+    pictures, setting = list_photos([photos], "all")[:2], Setting("gaussian_blur")
+    record = Record(tmp_path)
+    runs = Bench(Store(tmp_path, None), record, None, "cpu", "auto", show_progress=False)
+
+    def finish(index: int, prior: str, version: str = __version__) -> bool:
+        row = {"version": version, "weights": {"prior": prior}, "measures": {}}
+        record.add(setting.key, pictures[index], row)
+        return runs.is_done([setting], pictures)
+
+    assert not finish(0, "a", "0.0.1")
+    assert not finish(1, "a", "0.0.1")  # both are there, but of another version
+    assert not finish(0, "b")
+    assert not finish(1, "a")  # as it was before the weights were trained on
+    assert finish(1, "b")
 
 
 def test_two_processes_share_the_pictures_and_one_writes_the_tables(

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from silo.errors import BadRequest
-from silo.lpips import FILES, LPIPS, WEIGHTS_VARIABLE, find_weights
+from silo.lpips import LPIPS, find_weights
+from silo.metric_weights import FILES, WEIGHTS_VARIABLE
 from tests.narrow_lpips import LAST_RELUS, write_weights
 
 
@@ -41,9 +42,9 @@ def test_weights_are_looked_for_where_they_are_said_to_be(
     monkeypatch.delenv(WEIGHTS_VARIABLE, raising=False)
     assert find_weights("alex") is None
     monkeypatch.setenv(WEIGHTS_VARIABLE, str(tmp_path))
-    with pytest.raises(BadRequest, match="No LPIPS weights"):
+    with pytest.raises(BadRequest, match="No weights of metrics"):
         find_weights("alex")
-    (tmp_path / FILES["alex"]).touch()
-    assert find_weights("alex") == tmp_path / FILES["alex"]
-    assert find_weights("alex", tmp_path) == tmp_path / FILES["alex"]
+    (tmp_path / FILES["lpips_alex"]).touch()
+    assert find_weights("alex") == tmp_path / FILES["lpips_alex"]
+    assert find_weights("alex", tmp_path) == tmp_path / FILES["lpips_alex"]
     assert find_weights("vgg") is None  # one net's weights may be there without the other's

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from silo import inception
 from silo.errors import BadRequest
-from silo.inception import FILE, Inception, find_inception, resize
-from silo.lpips import WEIGHTS_VARIABLE
+from silo.inception import Inception, find_inception, resize
+from silo.metric_weights import FILES, WEIGHTS_VARIABLE
 from silo.metrics import frechet_distance, kernel_distance, ssim
 
 
@@ -119,16 +119,17 @@ def test_only_the_network_of_the_published_distances_is_used(
     monkeypatch.delenv(WEIGHTS_VARIABLE, raising=False)
     assert find_inception() is None
     monkeypatch.setenv(WEIGHTS_VARIABLE, str(tmp_path))
+    (tmp_path / FILES["lpips_vgg"]).touch()
     assert find_inception() is None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        torch.jit.script(_Mean()).save(tmp_path / FILE)
+        torch.jit.script(_Mean()).save(tmp_path / FILES["inception"])
     with pytest.raises(BadRequest, match="is not the network"):
         find_inception()
-    digest = hashlib.sha256((tmp_path / FILE).read_bytes()).hexdigest()
+    digest = hashlib.sha256((tmp_path / FILES["inception"]).read_bytes()).hexdigest()
     monkeypatch.setattr(inception, "SHA256", digest)
     path = find_inception(tmp_path)
-    assert path is not None and path == tmp_path / FILE
+    assert path is not None and path == tmp_path / FILES["inception"]
     images = torch.tensor([-1.0, 0.0, 1.0]).reshape(1, 3, 1, 1).expand(2, 3, 8, 8)
     expected = torch.tensor([[-1.0, 0.0, 127 / 128]]).expand(2, 3)  # 0, 128 and 255 of 0..255
     torch.testing.assert_close(Inception(path).features(images), expected)

@@ -27,7 +27,7 @@ from silo.__main__ import main
 from silo.data import Photo, center_crop, list_photos
 from silo.errors import BadRequest
 from silo.images import load_image
-from silo.lpips import FILES, WEIGHTS_VARIABLE
+from silo.metric_weights import FILES, WEIGHTS_VARIABLE
 from silo.model_card import NO_LICENSE, read_license
 from silo.operator_presets import PRESETS
 from silo.processes import Processes
@@ -84,7 +84,7 @@ def test_a_few_pictures_are_restored_and_shown(
     options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(WEIGHTS_VARIABLE, str(tmp_path))
-    write_weights("alex", tmp_path / FILES["alex"])
+    write_weights("alex", tmp_path / FILES["lpips_alex"])
     more = ["--max_train_steps", "1", "--num_validation_images", "1"]
     assert _train(*options, *more) == 0
     folder = tmp_path / "out" / "super_resolution_x4"

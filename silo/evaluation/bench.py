@@ -16,7 +16,7 @@ from operators.latent import LatentOperator, architectures
 from operators.pretrained import CONFIG_NAME
 from silo import __version__
 from silo.data import PhotoFile
-from silo.devices import pick_device, pick_dtype
+from silo.devices import describe_device, pick_device, pick_dtype
 from silo.errors import BadImage
 from silo.evaluation.jobs import Autoencoding, Job, OperatorAccuracy, Restoration, Store, job_key
 from silo.evaluation.record import Record, Row
@@ -82,13 +82,18 @@ class Bench:
                         found = job.run(photo, load(photo), self.record)
                     except BadImage as error:
                         found = {"error": str(error)}
-                    self.record.add(job.key, photo, {**_identity(job, photo), **found})
+                    made = {**_identity(job, photo), "device": describe_device(self.device)}
+                    self.record.add(job.key, photo, {**made, **found})
                     progress.update()
 
     def is_done(self, settings: Sequence[Setting], photos: Sequence[PhotoFile]) -> bool:
-        """Whether every picture has a row for every setting, be it one of a failure."""
+        """Whether every picture has a row for every setting, be it one of a failure.
+
+        Rows that differ in what made them are in part an earlier run's, which another process is
+        about to replace.
+        """
         keys = {job_key(setting, self.study) for setting in settings}
-        return all(self.record.get(key, photo) for key in keys for photo in photos)
+        return all(self._is_whole(self.record.rows(key, photos), len(photos)) for key in keys)
 
     def prior(self, name: str) -> LatentPrior:
         """The prior of this name; the one before is forgotten."""
@@ -129,6 +134,11 @@ class Bench:
         if SAMPLERS[setting.sampler].needs_operator and self.study != "autoencoder":
             operator = place_operator(setting, prior)
         return weights_fingerprints(prior, operator)
+
+    def _is_whole(self, rows: Sequence[Row], count: int) -> bool:
+        made_by = [[row.get(name) for name in ("version", "weights", "measures")] for row in rows]
+        current = [row.get("version") == __version__ for row in rows]
+        return len(rows) == count and all(current) and all(each == made_by[0] for each in made_by)
 
     def _holds(self, job: Job, photo: PhotoFile) -> bool:
         """Whether there is a row, and no failure's, that would come out the same again."""

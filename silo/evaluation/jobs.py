@@ -20,10 +20,11 @@ from silo.data import Photo, PhotoFile, center_crop
 from silo.devices import generators, peak_memory, reset_peak_memory
 from silo.errors import BadImage, SiloError
 from silo.evaluation.record import Record, Row
+from silo.fingerprint import files_fingerprint
 from silo.images import read_parameters, save_png
 from silo.inception import Inception
-from silo.lpips import FILES, find_weights
 from silo.measured import measurement_generator
+from silo.metric_weights import FILES, find_metric_weights
 from silo.metrics import lpips, psnr, score, ssim
 from silo.prior import LatentPrior, Prediction
 from silo.protocols import TIMESTEPS, Setting
@@ -44,10 +45,12 @@ class Store:
         self._inception = inception
 
     @property
-    def measures(self) -> list[str]:
-        """The metrics that need weights and have them."""
-        found = [f"lpips_{net}" for net in FILES if find_weights(net) is not None]
-        return found + (["inception"] if self._inception is not None else [])
+    def measures(self) -> dict[str, str]:
+        """The SHA-256 of the weights that metrics need and have."""
+        found = {name: find_metric_weights(name) for name in FILES}
+        if self._inception is None:
+            del found["inception"]
+        return {name: files_fingerprint([path]) for name, path in found.items() if path}
 
     def picture(self, key: str, name: str, sample: int = 0) -> Path:
         """Where a picture lies."""

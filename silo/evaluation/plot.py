@@ -31,18 +31,18 @@ def quality_against_time(cells: Sequence[Cell]) -> str:
         f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11">',
         f'<rect width="{width}" height="{height}" fill="white"/>',
     ]
+    colours = {method: COLOURS[i % len(COLOURS)] for i, method in enumerate(methods)}
     for index, row in enumerate(rows):
         points = [
-            (cell.method, seconds, value)
+            (cell.method + cell.shortfall, colours[cell.method], seconds, value)
             for cell in cells
             if cell.row == row
             and (seconds := cell.means.get("seconds")) is not None
             and (value := cell.means.get(name)) is not None
         ]
         place = index % columns * WIDTH, index // columns * HEIGHT
-        colours = {method: COLOURS[i % len(COLOURS)] for i, method in enumerate(methods)}
         parts += [f'<g transform="translate({place[0]},{place[1]})">']
-        parts += _panel(row, title, points, colours, flipped=name == "lpips")
+        parts += _panel(row, title, points, flipped=name == "lpips")
         parts += ["</g>"]
     return "\n".join([*parts, "</svg>\n"])
 
@@ -50,8 +50,7 @@ def quality_against_time(cells: Sequence[Cell]) -> str:
 def _panel(
     row: str,
     title: str,
-    points: list[tuple[str, float, float]],
-    colours: dict[str, str],
+    points: list[tuple[str, str, float, float]],
     *,
     flipped: bool,
 ) -> list[str]:
@@ -63,8 +62,8 @@ def _panel(
     ]
     if not points:
         return parts
-    low, high = _range([log10(max(seconds, 1e-3)) for _, seconds, _ in points])
-    bottom, top = _range([value for _, _, value in points])
+    low, high = _range([log10(max(seconds, 1e-3)) for _, _, seconds, _ in points])
+    bottom, top = _range([value for *_, value in points])
     left, right, up, down = MARGIN, WIDTH - 16, 30, HEIGHT - 40
 
     def x(seconds: float) -> float:
@@ -84,16 +83,14 @@ def _panel(
         value = bottom + share * (top - bottom)
         parts.append(_tick(left - 6, y(value) + 4, f"{value:.3g}", "end"))
         parts.append(f'<path d="M{left - 4},{y(value):.1f}h4" stroke="#888"/>')
-    for method, seconds, value in points:
+    for label, colour, seconds, value in points:
         after = x(seconds) < (left + right) / 2
-        parts.append(
-            f'<circle cx="{x(seconds):.1f}" cy="{y(value):.1f}" r="5" fill="{colours[method]}"/>'
-        )
+        parts.append(f'<circle cx="{x(seconds):.1f}" cy="{y(value):.1f}" r="5" fill="{colour}"/>')
         parts.append(
             _tick(
                 x(seconds) + (9 if after else -9),
                 y(value) + 4,
-                method,
+                label,
                 "start" if after else "end",
             )
         )

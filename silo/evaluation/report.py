@@ -54,6 +54,7 @@ class Cell:
         key: of the rows in the record.
         pictures: how many there are means of.
         failed: how many could not be restored, and `error` says why the first could not.
+        devices: what the rows were computed on.
         means: by metric; None where it is not available. FID is not scaled, KID times 1,000.
     """
 
@@ -63,7 +64,13 @@ class Cell:
     pictures: int
     failed: int
     error: str | None
+    devices: tuple[str, ...]
     means: dict[str, float | None]
+
+    @property
+    def shortfall(self) -> str:
+        """What its means have to be shown with where some pictures failed: those are easier."""
+        return f" ({self.failed} of {self.pictures + self.failed} failed)" if self.failed else ""
 
 
 def row_title(setting: Setting, among: Sequence[Setting]) -> str:
@@ -116,7 +123,9 @@ def summarize(
         means[name] = median(each[name] for each in good) if restored else None
     memory = [each["peak_memory"] for each in good] if restored else []
     means["peak_memory"] = max(memory) if memory and None not in memory else None
-    return Cell(row, method, key, len(good), len(failed), failed[0] if failed else None, means)
+    devices = tuple(sorted({each["device"] for each in good if "device" in each}))
+    error = failed[0] if failed else None
+    return Cell(row, method, key, len(good), len(failed), error, devices, means)
 
 
 def _distances(store: Store, key: str, names: list[str], size: int) -> dict[str, float | None]:
@@ -148,7 +157,7 @@ def comparison(cells: Sequence[Cell]) -> str:
                 values.append("–")
             else:
                 numbers = [_number(cell.means[name], digits) for name, _, digits in shown]
-                values.append(" / ".join(numbers))
+                values.append(" / ".join(numbers) + cell.shortfall)
         lines.append(_line([row, *values]))
     text = "\n".join(lines) + f"\n\nEach cell: {' / '.join(title for _, title, _ in shown)}.\n"
     if hidden:
@@ -173,12 +182,18 @@ def figures(cells: Sequence[Cell]) -> str:
             memory = cell.means["peak_memory"]
             costs.append(_number(None if memory is None else memory / 1e6, 0))
         lines.append(_line([cell.row, cell.method, str(cell.pictures), *values, *costs]))
-    errors = [
+    notes = [
         f"- {cell.row}, {cell.method}: {cell.failed} failed: {cell.error}\n"
         for cell in cells
         if cell.error is not None
     ]
-    return "\n".join(lines) + "\n\n" + "".join(errors)
+    devices = sorted({device for cell in cells for device in cell.devices})
+    if len(devices) > 1:
+        computed = "; ".join(devices)
+        notes.append(
+            f"Not all seconds are of the same device, so do not compare them: {computed}.\n"
+        )
+    return "\n".join(lines) + "\n\n" + "".join(notes)
 
 
 def accuracies(cells: Sequence[Cell]) -> str:

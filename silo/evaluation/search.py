@@ -18,7 +18,7 @@ from silo.samplers import SAMPLERS
 # Multiples of a scale are tried this far apart, around the best until it has both its neighbours,
 # and then half as far. The peers' published scales, made up for fewer steps, tend to be too large.
 STRIDE = 4.0
-SMALLEST, LARGEST = 1 / 256, 4.0
+SMALLEST, LARGEST = 1 / 256, 16.0
 # What scales the guidance of a sampler that has no eta.
 _SCALES = ("omega", "gamma", "zeta")
 _UNSCALED = {"resample": ("gamma",)}  # its gamma is the noise of resampling
@@ -72,7 +72,12 @@ def _search(
         {"factor": factor, **means[factor], "setting": tried[factor].to_dict()}
         for factor in sorted(tried)
     ]
-    report = {"setting": setting.to_dict(), "tried": results, "chosen": chosen}
+    report = {
+        "setting": setting.to_dict(),
+        "pictures": [photo.name for photo in photos],
+        "tried": results,
+        "chosen": chosen,
+    }
     return replace(tried[chosen], note=_note(setting)), report
 
 

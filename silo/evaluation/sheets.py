@@ -15,14 +15,16 @@ _DETAIL = 0.25  # side of the magnified square at the centre, as a share of the 
 def contact_sheet(
     path: Path, columns: Sequence[tuple[str, Sequence[Path | None]]], *, zoom: bool = False
 ) -> None:
-    """Write a JPEG of the first pictures of each column.
+    """Write a JPEG of some pictures of each column, evenly spaced.
 
     Args:
         path: the file to write.
         columns: a title and the pictures of each column, all in the same order; None stays empty.
         zoom: whether a magnified detail of the centre follows below each picture.
     """
-    count = min(MAX_PICTURES, max(len(pictures) for _, pictures in columns))
+    available = max(len(pictures) for _, pictures in columns)
+    count = min(MAX_PICTURES, available)
+    shown = [index * available // count for index in range(count)]
     heights = 2 if zoom else 1
     width = GAP + len(columns) * (CELL + GAP)
     sheet = Image.new("RGB", (width, TITLE + count * heights * (CELL + GAP)), "white")
@@ -32,7 +34,7 @@ def contact_sheet(
         while draw.textlength(title, font) > CELL:
             title = title[:-2] + "…"
         draw.text((left, 4), title, "black", font)
-        for row, picture in enumerate(pictures[:count]):
+        for row, picture in enumerate(pictures[index] for index in shown):
             if picture is None:
                 continue
             with Image.open(picture) as image:

@@ -18,6 +18,7 @@ from operators.convolutional import CompactCNN
 from silo import __version__, inception
 from silo.__main__ import main
 from silo.data import center_crop, iterate_photos, list_photos
+from silo.devices import describe_device
 from silo.evaluation import jobs
 from silo.evaluation.bench import Bench
 from silo.evaluation.jobs import Store
@@ -187,6 +188,22 @@ def test_a_failure_is_a_row_that_is_tried_again(
     assert "nan" not in (out / "table.md").read_text()
     assert main(call) == 0
     assert "failed" not in (out / "table.md").read_text()
+
+
+def test_the_table_tells_what_restorations_told_and_whether_times_compare(
+    arguments: list[str], out: Path
+) -> None:
+    call = [*arguments, "--tasks", "gaussian_blur", "--prompt", "word " * 100]
+    assert main(call) == 0
+    table = (out / "table.md").read_text()
+    assert "- gaussian_blur, SILO: The prompt is longer than the prior reads" in table
+    assert "do not compare them" not in table
+    rows = _rows(out)
+    rows[-1]["device"] = "a GPU"
+    (out / "rows-0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(call) == 0
+    told = re.findall(r"do not compare them: (.*)\.\n", (out / "table.md").read_text())
+    assert told == [f"a GPU; {describe_device(torch.device('cpu'))}"]
 
 
 def test_a_damaged_picture_is_a_failure_of_its_own(

@@ -170,6 +170,7 @@ class Restoration(Job):
             "encodes": result.encodes,
             "decodes": result.decodes,
             "peak_memory": memory,
+            "notices": result.notices,
         }
 
     def is_kept(self, photo: PhotoFile) -> bool:

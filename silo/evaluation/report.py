@@ -55,6 +55,7 @@ class Cell:
         pictures: how many there are means of.
         failed: how many could not be restored, and `error` says why the first could not.
         devices: what the rows were computed on.
+        notices: what the restorations told, such as that they ran in less memory.
         means: by metric; None where it is not available. FID is not scaled, KID times 1,000.
     """
 
@@ -65,6 +66,7 @@ class Cell:
     failed: int
     error: str | None
     devices: tuple[str, ...]
+    notices: tuple[str, ...]
     means: dict[str, float | None]
 
     @property
@@ -125,7 +127,8 @@ def summarize(
     means["peak_memory"] = max(memory) if memory and None not in memory else None
     devices = tuple(sorted({each["device"] for each in good if "device" in each}))
     error = failed[0] if failed else None
-    return Cell(row, method, key, len(good), len(failed), error, devices, means)
+    notices = tuple(sorted({notice for each in good for notice in each.get("notices", ())}))
+    return Cell(row, method, key, len(good), len(failed), error, devices, notices, means)
 
 
 def _distances(store: Store, key: str, names: list[str], size: int) -> dict[str, float | None]:
@@ -187,12 +190,11 @@ def figures(cells: Sequence[Cell]) -> str:
         for cell in cells
         if cell.error is not None
     ]
+    notes += [f"- {cell.row}, {cell.method}: {told}\n" for cell in cells for told in cell.notices]
     devices = sorted({device for cell in cells for device in cell.devices})
     if len(devices) > 1:
         computed = "; ".join(devices)
-        notes.append(
-            f"Not all seconds are of the same device, so do not compare them: {computed}.\n"
-        )
+        notes.append(f"- Not all seconds are of one device, so do not compare them: {computed}.\n")
     return "\n".join(lines) + "\n\n" + "".join(notes)
 
 

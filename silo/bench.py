@@ -28,7 +28,13 @@ from operators.degradation import Degradation
 from operators.latent import LatentOperator
 from operators.readout import ReadoutOperator
 from silo.allocation import keep_freed_memory
-from silo.devices import generators, peak_memory, pick_device, pick_dtype
+from silo.devices import (
+    generators,
+    peak_memory,
+    pick_device,
+    pick_dtype,
+    reset_peak_memory,
+)
 from silo.prior import LatentPrior
 from silo.prior_files import Components
 from silo.request import PRESETS, Preset
@@ -57,9 +63,9 @@ def main(argv: list[str] | None = None) -> int:
         prior = random_sd15(device, dtype)
     else:
         prior = LatentPrior.load(arguments.prior, device=device, dtype=dtype)
-    rounds = measure(
-        cases(prior, arguments.size or prior.native_size), arguments.repetitions, device
-    )
+    timed = cases(prior, arguments.size or prior.native_size)
+    memory = peaks(timed, device)
+    rounds = measure(timed, arguments.repetitions, device)
     report = {
         "prior": prior.name,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -68,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
         "size": arguments.size or prior.native_size,
         "repetitions": arguments.repetitions,
         **summarise(rounds),
-        "peak_memory_bytes": peak_memory(device),
+        "peak_memory_bytes": memory,
     }
     print(json.dumps(report, indent=1) if arguments.json else table(report))
     return 0
@@ -180,12 +186,26 @@ def operators(prior: LatentPrior, side: int) -> list[LatentOperator]:
     return [operator.requires_grad_(False).eval().to(prior.device) for operator in found]
 
 
+def peaks(cases: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, int]:
+    """The most memory that each case takes, bytes, networks included, where that can be told.
+
+    Each runs once, and is warm thereafter.
+    """
+    found: dict[str, int] = {}
+    for name, run in cases.items():
+        bounded = reset_peak_memory(device)
+        run()
+        if bounded:
+            found[name] = peak_memory(device)
+    return found
+
+
 def measure(
     cases: Mapping[str, Callable[[], object]], repetitions: int, device: torch.device
 ) -> list[Seconds]:
-    """The seconds of each case in rounds in which each has its turn; the first does not count."""
+    """The seconds of each case, which has run before, in rounds in which each has its turn."""
     rounds: list[Seconds] = []
-    for _ in range(repetitions + 1):
+    for _ in range(repetitions):
         taken: dict[str, float] = {}
         for name, run in cases.items():
             _synchronise(device)
@@ -194,7 +214,7 @@ def measure(
             _synchronise(device)
             taken[name] = time.perf_counter() - started
         rounds.append(taken)
-    return rounds[1:]
+    return rounds
 
 
 def summarise(rounds: Sequence[Seconds]) -> dict[str, Any]:
@@ -275,15 +295,16 @@ def table(report: Mapping[str, Any]) -> str:
     device = f"{report['device']}, {report['dtype']}, {report['threads']} threads"
     lines = [
         f"{report['prior']} at {report['size']} pixels on {device}; "
-        f"median of {report['repetitions']}, peak {report['peak_memory_bytes'] / 2**30:.2f} GiB",
+        f"medians of {report['repetitions']}; peak memory with the networks",
         "",
-        "| part | ms | x the denoiser |",
-        "|---|---|---|",
+        "| part | ms | x the denoiser | peak, MB |",
+        "|---|---|---|---|",
     ]
-    ratios = report["step_over_denoiser"]
+    ratios, memory = report["step_over_denoiser"], report["peak_memory_bytes"]
     for name, value in report["milliseconds"].items():
         ratio = f"{ratios[name]:.2f}" if name in ratios else ""
-        lines.append(f"| {name} | {value:.1f} | {ratio} |")
+        peak = f"{memory[name] / 1e6:.0f}" if name in memory else ""
+        lines.append(f"| {name} | {value:.1f} | {ratio} | {peak} |")
     lines += ["", "| image | seconds | PSLD takes | ReSample takes |", "|---|---|---|---|"]
     for name, value in report["seconds_an_image"].items():
         psld = report["times_faster_than_psld"].get(name)

@@ -334,7 +334,9 @@ def _parser() -> argparse.ArgumentParser:
         help=f"of every sampler's published steps; {PLAIN_STEPS_SCALE}, 1 with a protocol",
     )
     parser.add_argument("--steps", type=int, help="of every sampler")
-    parser.add_argument("--eta", type=float, help="consistency scale, for 1,000 steps; silo-fast: for any")
+    parser.add_argument(
+        "--eta", type=float, help="consistency scale, for 1,000 steps; silo-fast: for any"
+    )
     parser.add_argument("--clamp", type=float)
     parser.add_argument("--noise-sigma", type=float, nargs="+", help="for pictures in [0, 1]")
     parser.add_argument(

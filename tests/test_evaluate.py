@@ -22,6 +22,7 @@ from silo.devices import describe_device
 from silo.evaluation import jobs
 from silo.evaluation.bench import Bench
 from silo.evaluation.jobs import Store
+from silo.evaluation.plot import spread
 from silo.evaluation.record import Record
 from silo.evaluation.report import PUBLISHED
 from silo.evaluation.search import around_best
@@ -585,3 +586,12 @@ def test_published_tables_are_complete_and_name_their_source() -> None:
     main_table = content["tables"]["ffhq"]["rows"]
     best = {task: min(row, key=lambda m: row[m][2]) for task, row in main_table.items()}
     assert set(best.values()) == {"SILO (RV)"}  # the paper's claim, by LPIPS-Alex
+
+
+def test_labels_that_would_overlap_move_apart_and_keep_their_order() -> None:
+    assert spread([], 10) == []
+    assert spread([50, 0, 20], 10) == [50, 0, 20]
+    assert spread([31, 30, 90], 10) == [35.5, 25.5, 90]
+    # A pair that moves apart may reach a third.
+    moved = spread([30, 31, 36], 10)
+    assert moved == pytest.approx([22.33, 32.33, 42.33], abs=0.01)

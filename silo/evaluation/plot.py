@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 from math import ceil, floor, log10
+from statistics import fmean
 
 from silo.evaluation.report import Cell
 
 WIDTH, HEIGHT, MARGIN = 340, 250, 52  # of a panel, in pixels
 PANELS_A_ROW = 3
+LABEL = 13  # height of a label, in pixels
 # Okabe and Ito's, the palest last.
 COLOURS = "#0072b2 #d55e00 #009e73 #cc79a7 #e69f00 #56b4e9 #000000 #f0e442".split()
 
@@ -83,18 +85,38 @@ def _panel(
         value = bottom + share * (top - bottom)
         parts.append(_tick(left - 6, y(value) + 4, f"{value:.3g}", "end"))
         parts.append(f'<path d="M{left - 4},{y(value):.1f}h4" stroke="#888"/>')
-    for label, colour, seconds, value in points:
-        after = x(seconds) < (left + right) / 2
-        parts.append(f'<circle cx="{x(seconds):.1f}" cy="{y(value):.1f}" r="5" fill="{colour}"/>')
-        parts.append(
-            _tick(
-                x(seconds) + (9 if after else -9),
-                y(value) + 4,
-                label,
-                "start" if after else "end",
-            )
-        )
+    for beside, anchor in ((9, "start"), (-9, "end")):
+        side = [each for each in points if (x(each[2]) < (left + right) / 2) == (beside > 0)]
+        heights = spread([y(value) for *_, value in side], LABEL)
+        for (label, colour, seconds, value), height in zip(side, heights, strict=True):
+            place = f'cx="{x(seconds):.1f}" cy="{y(value):.1f}"'
+            parts.append(f'<circle {place} r="5" fill="{colour}"/>')
+            parts.append(_tick(x(seconds) + beside, height + 4, label, anchor, colour))
     return parts
+
+
+def spread(places: Sequence[float], apart: float) -> list[float]:
+    """The places, moved as little as keeps their order and leaves each `apart` from the next."""
+    groups: list[list[int]] = []
+    for index in sorted(range(len(places)), key=lambda each: places[each]):
+        groups.append([index])
+        while len(groups) > 1 and _end(groups[-2], places, apart) > _start(
+            groups[-1], places, apart
+        ):  # those that are too close share the room around their mean
+            groups[-2:] = [groups[-2] + groups[-1]]
+    moved = list(places)
+    for group in groups:
+        for rank, index in enumerate(group):
+            moved[index] = _start(group, places, apart) + (rank + 0.5) * apart
+    return moved
+
+
+def _start(group: Sequence[int], places: Sequence[float], apart: float) -> float:
+    return fmean(places[index] for index in group) - len(group) * apart / 2
+
+
+def _end(group: Sequence[int], places: Sequence[float], apart: float) -> float:
+    return _start(group, places, apart) + len(group) * apart
 
 
 def _range(values: list[float]) -> tuple[float, float]:
@@ -114,5 +136,6 @@ def _time_ticks(low: float, high: float) -> list[float]:
     return [float(f"{(low * high) ** 0.5:.2g}")]
 
 
-def _tick(x: float, y: float, text: str, anchor: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+def _tick(x: float, y: float, text: str, anchor: str, colour: str = "black") -> str:
+    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
+    return f'<text {place} fill="{colour}">{escape(text)}</text>'

@@ -153,6 +153,13 @@ def _peers(task: str) -> tuple[str, ...]:
     return _PEERS if task == "jpeg_q10" else _LINEAR_PEERS
 
 
+def _embedded(task: str) -> list[Setting]:
+    """SILO and its peers on the embedded prior, each with its published scale."""
+    own = [Setting(task, "silo-fast"), Setting(task, "silo", eta=TASKS[task].eta)]
+    peers = [Setting(task, peer) for peer in _peers(task)]
+    return [replace(setting, noise_sigma=PAPER_NOISE) for setting in own + peers]
+
+
 _SR8, _SR4, _BLUR = "super_resolution_x8", "super_resolution_x4", "gaussian_blur"
 _STRENGTHS = (
     (_SR4, None),
@@ -176,11 +183,7 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
         ),
         "embedded": Protocol(
             "SILO and its peers on the embedded prior, none of them with a prompt",
-            tuple(
-                Setting(task, sampler, noise_sigma=PAPER_NOISE, eta=TASKS[task].eta)
-                for task in PAPER_TASKS
-                for sampler in ("silo-fast", "silo", *_peers(task))
-            ),
+            tuple(setting for task in PAPER_TASKS for setting in _embedded(task)),
             data=PHOTOS,
             pictures=64,
             split="held_out",

@@ -1,8 +1,12 @@
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from operators.degradation import Degradation
+from silo.data import PhotoFile
+from silo.evaluation.jobs import blank_request
 from silo.evaluation.plan import Overrides, from_protocol, scaled_steps
 from silo.evaluation.report import method_title, row_title
 from silo.protocols import PAPER_TASKS, PROTOCOLS, Setting
@@ -68,6 +72,10 @@ def test_the_embedded_comparison_has_every_sampler_and_no_prompt() -> None:
     assert {(s.prior, s.prompt, s.noise_sigma, s.keep_known) for s in settings} == {
         ("tiny", "", 0.01, False)
     }
+    scales = {(s.task, s.sampler, s.eta) for s in settings if s.eta is not None}
+    assert scales == {
+        (task, "silo", 1.0 if task == "inpainting_box" else 0.5) for task in PAPER_TASKS
+    }
     both = from_protocol(PROTOCOLS["embedded"], Overrides(operators=["compact_cnn", "readout"]))
     pairs = {(s.sampler, s.operator) for s in both if s.sampler.startswith("silo")}
     # silo-fast reads no features of the denoiser.
@@ -106,6 +114,13 @@ def test_a_settings_key_says_what_it_is_and_not_what_it_is_called() -> None:
     # The same measurement, whatever restores it; another one for another noise level.
     assert replace(setting, sampler="ldps").measurement_key == setting.measurement_key
     assert replace(setting, noise_sigma=0.1).measurement_key != setting.measurement_key
+
+
+@pytest.mark.parametrize("name", list(PROTOCOLS))
+def test_every_setting_of_a_protocol_is_a_valid_request(name: str) -> None:
+    for setting in from_protocol(PROTOCOLS[name], Overrides()):
+        photo = cast("PhotoFile", SimpleNamespace(caption="a flower"))
+        assert blank_request(setting, photo).effective_steps == setting.steps
 
 
 @pytest.mark.parametrize("name", list(PROTOCOLS))

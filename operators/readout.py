@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import ClassVar
 
 import torch
@@ -117,12 +118,15 @@ class ReadoutOperator(LatentOperator):
         # The mixture is summed layer by layer: a stack of all layers' outputs would be the largest
         # tensor of a whole restoration.
         weights = torch.softmax(self.mixing_weights, dim=0)
-        mixture = None
-        for weight, block, feature in zip(weights, self.bottleneck_layers, features, strict=True):
-            inputs = torch.cat([_resize(feature.to(z.dtype), size), sigma_map], dim=1)
-            weighted = block(inputs, time_embedding, weight)
-            mixture = weighted if mixture is None else mixture + weighted
-        assert mixture is not None, "feature_channels is not empty"
+        layers = zip(weights, self.bottleneck_layers, features, strict=True)
+        resized = ((w, block, _resize(feature.to(z.dtype), size)) for w, block, feature in layers)
+        mixture = reduce(
+            torch.add,
+            (
+                block(torch.cat([feature, sigma_map], dim=1), time_embedding, weight)
+                for weight, block, feature in resized
+            ),
+        )
         head_inputs = [mixture, sigma_map]
         if self.uses_mask and mask is not None:
             # Averaged, so that a latent pixel shows which part of it is known.

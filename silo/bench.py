@@ -29,6 +29,7 @@ from operators.latent import LatentOperator
 from operators.readout import ReadoutOperator
 from silo.allocation import keep_freed_memory
 from silo.devices import (
+    describe_device,
     generators,
     peak_memory,
     pick_device,
@@ -68,9 +69,8 @@ def main(argv: list[str] | None = None) -> int:
     rounds = measure(timed, arguments.repetitions, device)
     report = {
         "prior": prior.name,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": describe_device(device),
         "dtype": str(dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
         "size": arguments.size or prior.native_size,
         "repetitions": arguments.repetitions,
         **summarise(rounds),
@@ -292,9 +292,8 @@ def resample_seconds(seconds: Seconds) -> float:
 
 def table(report: Mapping[str, Any]) -> str:
     """The report as Markdown."""
-    device = f"{report['device']}, {report['dtype']}, {report['threads']} threads"
     lines = [
-        f"{report['prior']} at {report['size']} pixels on {device}; "
+        f"{report['prior']} at {report['size']} pixels, {report['dtype']}, on {report['device']}; "
         f"medians of {report['repetitions']}; peak memory with the networks",
         "",
         "| part | ms | x the denoiser | peak, MB |",

@@ -22,12 +22,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from operators.catalog import TASKS, own_task
 from silo import __version__
 from silo.allocation import keep_freed_memory
 from silo.data import SPLITS, PhotoFile, list_photos
+from silo.devices import describe_device
 from silo.errors import BadRequest
 from silo.evaluation.bench import Bench
 from silo.evaluation.jobs import Store, clean_key, job_key, measurement_key
@@ -234,9 +233,8 @@ def _write(
         "data": data,
         "split": _split(arguments, protocol),
         "pictures": [photo.name for photo in photos],
-        "device": str(bench.device),
+        "device": describe_device(bench.device),
         "dtype": str(bench.dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
         "versions": {
             "silo": __version__,
             **{name: version(name) for name in ("torch", "diffusers", "transformers")},

@@ -38,9 +38,8 @@ def test_everything_that_is_timed_runs_and_the_report_holds_it(tiny_prior: Laten
     assert all(value > 0 for value in seconds.values())
     report = {
         "prior": "test",
-        "device": "cpu",
+        "device": "cpu, 1 thread",
         "dtype": "float32",
-        "threads": 1,
         "size": 64,
         "repetitions": 1,
         "peak_memory_bytes": {"denoiser": 25 * 10**7},

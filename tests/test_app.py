@@ -1,5 +1,6 @@
 import asyncio
 import socket
+from collections import Counter
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -87,6 +88,19 @@ def test_only_lossless_pictures_leave_the_page(page: gr.Blocks) -> None:
     pictures = (gr.Image, gr.ImageEditor, gr.Gallery)
     formats = {block.format for block in page.blocks.values() if isinstance(block, pictures)}
     assert formats == {"png"}
+
+
+def test_no_event_has_two_handlers_of_which_the_page_would_wait_for_one_to_answer_the_other(
+    page: gr.Blocks,
+) -> None:
+    deferring = Counter(
+        target
+        for handler in page.fns.values()
+        if handler.trigger_mode == "always_last"
+        for target in handler.targets
+        if target[0] is not None
+    )
+    assert set(deferring.values()) == {1}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

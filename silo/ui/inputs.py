@@ -46,6 +46,14 @@ class Settings:
         """Return the fields, for an event that reads them all."""
         return {getattr(self, field.name) for field in fields(self)}
 
+    def of_damage(self) -> list[Any]:
+        """Return the fields that decide what is restored, and from which damage."""
+        return [self.photo, self.task, self.source, self.prior, self.operator]
+
+    def subject(self, given: dict[Any, Any]) -> tuple[Any, ...]:
+        """Return what the values of all fields say about what is restored, from which damage."""
+        return tuple(given[field] for field in self.of_damage())
+
     def of_time(self) -> list[Any]:
         """Return the fields, beside the preset, that decide how long a restoration takes."""
         return [

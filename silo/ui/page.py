@@ -1,10 +1,11 @@
 """The whole page: its columns, and which handler each event calls."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import gradio as gr
+from gradio.events import Dependency
 
 from silo.caption import Captioner
 from silo.request import PRESETS
@@ -26,6 +27,10 @@ guided by a learned model of the damage.
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 # What is done at once, even where the queue of restorations is full.
 AT_ONCE: dict[str, Any] = {**QUIET, "queue": False}
+# Of events that come while one is answered, the last is answered, too: fields hold other values by
+# then. No event may have two such handlers, what else it needs comes `then`: to answer for one, the
+# page (gradio 6.31) begins with all of them again, and where each waits for another, for ever.
+LAST: dict[str, Any] = {"trigger_mode": "always_last"}
 
 
 def build(models: Models, captioner_factory: Callable[[], Captioner], timing: Timing) -> gr.Blocks:
@@ -44,26 +49,17 @@ def build(models: Models, captioner_factory: Callable[[], Captioner], timing: Ti
         runs = Runs()
         preparing = Preparing(models, settings, tools, shown, runs)
         restoring = Restoring(models, captioner_factory, settings, shown, timing, runs)
-        _wire_preparation(preparing, settings, tools, shown)
-        _wire_restoration(restoring, settings, shown)
-        describing.wire(tools.describe, settings.photo, settings.prompt, captioner_factory)
-        gr.on(
-            [page.load, *(field.change for field in settings.of_time())],
-            restoring.presets,
-            {*settings.of_time(), settings.preset},
-            settings.preset,
-            trigger_mode="always_last",
-            **AT_ONCE,
-        )
         listed = page.load(
             preparing.listed, None, [settings.operator, settings.prior, settings.task], **QUIET
         )
         if models.collection is not None:
             page.load(preparing.offered, None, tools.offered, **QUIET)
-        fitting = functools.partial(inputs.fitting_operators, models)
-        chosen = [settings.task, settings.prior, settings.operator]
-        for changed in (listed.then, settings.task.change, settings.prior.change):
-            changed(fitting, chosen, settings.operator, **AT_ONCE)
+        changed = _wire_preparation(preparing, settings, tools, shown)
+        _wire_choices(
+            [listed.then, changed.then, settings.prior.change], restoring, settings, models
+        )
+        _wire_restoration(restoring, settings, shown)
+        describing.wire(tools.describe, settings.photo, settings.prompt, captioner_factory)
         api.add(restoring, models)
         page.unload(restoring.leave)
     return page
@@ -71,8 +67,9 @@ def build(models: Models, captioner_factory: Callable[[], Captioner], timing: Ti
 
 def _wire_preparation(
     preparing: Preparing, fields: inputs.Settings, tools: inputs.Tools, shown: outputs.Outputs
-) -> None:
-    damage = {fields.photo, fields.task, fields.source, fields.prior, fields.operator}
+) -> Dependency:
+    """Wire what comes before Restore; return the event of another photo or damage."""
+    damage = set(fields.of_damage())
     for name, button in zip(EXAMPLES, tools.examples, strict=True):
         button.click(
             functools.partial(preparing.choose_example, name),
@@ -81,21 +78,25 @@ def _wire_preparation(
             **QUIET,
         )
 
-    gr.on(
+    changed = gr.on(
         [fields.photo.change, fields.task.change, fields.source.change, fields.operator.input],
         preparing.show,
         {*damage, shown.begun},
         [*shown.of_result(), tools.painter],
+        **LAST,
         **QUIET,
-    ).then(  # it draws when visible
-        preparing.blank_canvas, damage, fields.canvas, **QUIET
     )
+    # It draws when visible.
+    changed.then(preparing.blank_canvas, damage, fields.canvas, **LAST, **QUIET)
     # `input`, not `change`: only a person's choice may overwrite what stands in these fields.
-    fields.preset.input(lambda name: PRESETS[name].steps, fields.preset, fields.steps, **AT_ONCE)
+    fields.preset.input(
+        lambda name: PRESETS[name].steps, fields.preset, fields.steps, **LAST, **AT_ONCE
+    )
     fields.photo.upload(
         preparing.noise_of_photo,
         {*damage, tools.noise_given},
         [fields.noise_sigma, tools.noise_given],
+        **LAST,
         **QUIET,
     )
     gr.on(
@@ -103,6 +104,7 @@ def _wire_preparation(
         preparing.noise,
         damage,
         fields.noise_sigma,
+        **LAST,
         **QUIET,
     )
     fields.mask_file.upload(
@@ -151,8 +153,29 @@ def _wire_preparation(
         outputs.choose_variant,
         shown.files,
         [shown.comparison, shown.side_by_side, shown.download],
+        trigger_mode="multiple",  # a click answered later would be answered as the one before
         **AT_ONCE,
     )
+    return changed
+
+
+def _wire_choices(
+    events: Iterable[Callable[..., Dependency]],
+    restoring: Restoring,
+    fields: inputs.Settings,
+    models: Models,
+) -> None:
+    """Offer the operators for a task, then say how long a restoration takes, after `events`."""
+    fitting = functools.partial(inputs.fitting_operators, models)
+    chosen, timed = [fields.task, fields.prior, fields.operator], {*fields.of_time(), fields.preset}
+
+    def tell_times(event: Callable[..., Dependency]) -> None:
+        event(restoring.presets, timed, fields.preset, **LAST, **AT_ONCE)
+
+    for event in events:
+        tell_times(event(fitting, chosen, fields.operator, **LAST, **AT_ONCE).then)
+    for field in (fields.steps, fields.guidance_scale, fields.samples):
+        tell_times(field.change)
 
 
 def _wire_restoration(

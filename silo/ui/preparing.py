@@ -49,7 +49,7 @@ class Preparing:
     def show(self, given: dict[Any, Any], visit: gr.Request) -> dict[Any, Any]:
         """Show what is to be restored: the photo, or what the chosen damage makes of it.
 
-        Where that was quicker to be restored than to be shown, the result stays.
+        Where that is being restored or has been already, the result stays.
         """
         fields, outputs = self._settings, self._outputs
         simulate, masked = given[fields.source] == CLEAN, False
@@ -69,9 +69,12 @@ class Preparing:
         except (SiloError, OperatorError) as error:
             notices = [str(error)]
         painter = {self._tools.painter: gr.update(visible=masked and shown is not None)}
-        if self._runs.begun(visit.session_hash or "") > (given[outputs.begun] or 0):
-            return painter
         picture = None if shown is None else outputs.kept(shown)
+        # Last of all: what begins from here on is not known here.
+        if self._runs.stays(
+            visit.session_hash or "", fields.subject(given), given[outputs.begun] or 0
+        ):
+            return painter
         return {
             **outputs.hidden(),
             **painter,

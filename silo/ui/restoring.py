@@ -121,7 +121,7 @@ class Restoring:
         with self.runs.begin(visitor, run):
             yield {
                 **outputs.hidden(),
-                outputs.begun: self.runs.count(visitor),
+                outputs.begun: self.runs.count(visitor, self._settings.subject(given)),
                 outputs.picture: gr.Image(outputs.kept(view(run.before)), visible=True),
                 outputs.status: paragraphs("Starting."),
             }

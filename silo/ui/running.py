@@ -11,6 +11,8 @@ from torch import Tensor
 
 from silo.ui.wording import Frame
 
+Subject = tuple[Any, ...]  # what is restored, from which damage: see `Settings.subject`
+
 
 @dataclass
 class Run:
@@ -50,6 +52,7 @@ class Runs:
         """Begin with none."""
         self._of: dict[str, Run] = {}
         self._begun: dict[str, int] = {}
+        self._shown: dict[str, Subject] = {}
 
     @contextmanager
     def begin(self, visitor: str, run: Run) -> Iterator[Run]:
@@ -62,18 +65,28 @@ class Runs:
                 del self._of[visitor]
             run.ended.set()
 
-    def count(self, visitor: str) -> int:
-        """Note that the visitor's page has begun one more run; return how many that are."""
-        self._begun[visitor] = self.begun(visitor) + 1
+    def count(self, visitor: str, subject: Subject) -> int:
+        """Note that the visitor's page shows one more run; return how many it has begun."""
+        self._begun[visitor] = self._begun.get(visitor, 0) + 1
+        self._shown[visitor] = subject
         return self._begun[visitor]
 
-    def begun(self, visitor: str) -> int:
-        """Return how many runs the visitor's page has begun."""
-        return self._begun.get(visitor, 0)
+    def stays(self, visitor: str, subject: Subject, begun: int) -> bool:
+        """Return whether the run on a page stays there, as another event wants to show `subject`.
+
+        It does if it began after the event, which knows of `begun` runs, or is of the same subject:
+        gradio sends the last of several changes when the ones before are answered, at which time
+        the visitor may have restored what it would show. A run that does not stay is forgotten.
+        """
+        if self._begun.get(visitor, 0) > begun or self._shown.get(visitor) == subject:
+            return True
+        self._shown.pop(visitor, None)
+        return False
 
     def leave(self, visitor: str) -> None:
         """Forget a visitor, and end his run after its step."""
         self._begun.pop(visitor, None)
+        self._shown.pop(visitor, None)
         run = self.of(visitor)
         if run is not None:
             run.stopping.set()

@@ -157,6 +157,35 @@ def test_an_uploaded_photo_comes_out_as_from_the_command_line(page: Page, tmp_pa
     assert pixels(downloaded(page, tmp_path)) == pixels(out)
 
 
+def test_a_slow_connection_does_not_keep_the_page_asking(page: Page) -> None:
+    """What several changes wait for must not wait for itself: the page would ask for ever."""
+    page.evaluate(
+        """() => {
+          const send = window.fetch;
+          window.asked = 0;
+          window.fetch = async (...request) => {
+            if (request[1]?.method === "POST") {
+              window.asked += 1;
+              await new Promise((done) => setTimeout(done, 300));
+            }
+            return send(...request);
+          };
+        }"""
+    )
+    for title in ("super resolution x4", "gaussian blur", "denoising"):
+        choose_task(page, title)
+        page.get_by_label("Degrade it first (show me)").check()
+        page.get_by_label("It is already degraded").check()
+    before, asked = 0, page.evaluate("window.asked")
+    assert asked > 0
+    for _ in range(20):
+        page.wait_for_timeout(2000)
+        before, asked = asked, page.evaluate("window.asked")
+        if asked == before:
+            return
+    pytest.fail(f"{asked} requests, and the page has not come to rest")
+
+
 def test_a_pasted_picture_becomes_the_photo(page: Page) -> None:
     content = BytesIO()
     Image.new("RGB", (8, 8), "teal").save(content, "PNG")

@@ -23,6 +23,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from PIL import Image
+from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from silo.hub import reachable_during
@@ -31,6 +32,8 @@ from silo.prior_files import load_components
 from tests.hub_server import Hub
 from tests.served_app import App, served_app
 
+# A thread of tqdm's looks after all bars of a process, and warns where one comes as it looks.
+tqdm.monitor_interval = 0
 TOKENS = 16  # the longest prompt, its two end marks included
 
 
@@ -116,6 +119,7 @@ def tiny_prior(tiny_prior_folder: Path) -> LatentPrior:
 def local_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A Hub that this process and those it starts take for the real one; "ada" is logged in."""
     cache, constants = tmp_path / "hf_home" / "hub", huggingface_hub.constants
+    monkeypatch.setattr("silo.hub.PROBE_SECONDS", 60)  # which only a Hub that is not there takes
     with Hub() as hub:
         environment = {
             "HF_ENDPOINT": hub.url,

@@ -61,4 +61,5 @@ class Page:
             fields.prior: prior,
             fields.operator: operator,
             self.outputs.begun: 0,
+            self.tools.noise_given: None,
         }

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from gradio_client import Client
 
 from operators.convolutional import CompactCNN
 
 ROOT = Path(__file__).parent.parent
 START_SECONDS = 180  # a busy machine may need them
+STARTS = 3  # gradio gives up where its server takes some seconds, or the port is taken meanwhile
 
 
 @dataclass(frozen=True)
@@ -40,32 +42,29 @@ class App:
 @contextmanager
 def served_app(folder: Path) -> Iterator[App]:
     """Serve the app from a process of its own, whose log and cache lie in `folder`."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {
-        **os.environ,
-        "GRADIO_SERVER_NAME": "127.0.0.1",
-        "GRADIO_SERVER_PORT": str(port),
-        "GRADIO_TEMP_DIR": str(folder / "cache"),
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_CACHE": str(folder / "hub"),
-    }
-    url = f"http://127.0.0.1:{port}"
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "app.py"], cwd=ROOT, env=environment, stdout=log, stderr=log
-        )
+    for _ in range(STARTS):
+        url, process = _start(folder)
         try:
             deadline = time.monotonic() + START_SECONDS
-            while not _answers(url):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    pytest.fail(f"the app does not serve: {(folder / 'log').read_text()}")
+            while process.poll() is None and time.monotonic() < deadline:
+                if _answers(url):
+                    yield App(url, process.pid, folder / "hub")
+                    return
                 time.sleep(0.2)
-            yield App(url, process.pid, folder / "hub")
         finally:
             process.terminate()
             process.wait()
+    pytest.fail(f"the app does not serve: {(folder / 'log').read_text()}")
+
+
+def connect(app: App, download_files: Path | None = None) -> Client:
+    """Return a client that waits as long as a busy machine may need."""
+    return Client(
+        app.url,
+        verbose=False,
+        download_files=download_files or False,
+        httpx_kwargs={"timeout": START_SECONDS},
+    )
 
 
 @contextmanager
@@ -86,6 +85,25 @@ def own_operator(app: App) -> Iterator[str]:
         yield f"lab/lens@{commit}"
     finally:
         shutil.rmtree(folder.parent.parent)
+
+
+def _start(folder: Path) -> tuple[str, subprocess.Popen[bytes]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {
+        **os.environ,
+        "GRADIO_SERVER_NAME": "127.0.0.1",
+        "GRADIO_SERVER_PORT": str(port),
+        "GRADIO_TEMP_DIR": str(folder / "cache"),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_CACHE": str(folder / "hub"),
+    }
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "app.py"], cwd=ROOT, env=environment, stdout=log, stderr=log
+        )
+    return f"http://127.0.0.1:{port}", process
 
 
 def _answers(url: str) -> bool:

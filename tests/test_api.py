@@ -27,14 +27,14 @@ from PIL import Image
 from silo.__main__ import main
 from silo.decoding import MAX_FILE_BYTES
 from silo.images import load_image, read_parameters, save_png
-from tests.served_app import App, own_operator
+from tests.served_app import App, connect, own_operator
 
 SETTINGS = {"task": "super_resolution_x4", "simulate": True, "steps": 2, "seed": 5}
 
 
 @pytest.fixture
 def client(app: App, tmp_path: Path) -> Client:
-    return Client(app.url, verbose=False, download_files=tmp_path)
+    return connect(app, tmp_path)
 
 
 @pytest.fixture
@@ -262,7 +262,7 @@ def test_settings_out_of_range_get_one_sentence(client: Client, photo: Path) -> 
 
 
 def test_a_client_that_leaves_frees_its_slot(app: App, client: Client, photo: Path) -> None:
-    leaving = Client(app.url, verbose=False, download_files=False)
+    leaving = connect(app)
     endless = {**SETTINGS, "preset": "paper", "steps": 1000, "samples": 4}
     job = leaving.submit(photo=handle_file(photo), **endless, api_name="/restore")
     while job.status().code is not Status.PROCESSING:
@@ -274,7 +274,7 @@ def test_a_client_that_leaves_frees_its_slot(app: App, client: Client, photo: Pa
 
 
 def test_a_crowd_is_served_and_leaves_no_memory_behind(app: App, photo: Path) -> None:
-    clients = [Client(app.url, verbose=False, download_files=False) for _ in range(4)]
+    clients = [connect(app) for _ in range(4)]
     process = psutil.Process(app.pid)
 
     def crowd() -> list[str]:

@@ -264,8 +264,9 @@ def test_what_is_open_to_this_machines_token_alone_is_not_added(
 
 
 def test_operators_of_the_collection_are_offered_until_they_are_here(
-    local_hub: Hub, tmp_path: Path, tiny_prior: LatentPrior
+    local_hub: Hub, tmp_path: Path, tiny_prior: LatentPrior, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("silo.ui.models.COLLECTION_SECONDS", 1e12)  # in one period
     repository(local_hub, tmp_path)
     local_hub.collections["lab/silo-1"] = ["lab/operator"]
     models = Models(lambda _: tiny_prior, collection="lab/silo-1")

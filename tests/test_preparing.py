@@ -136,14 +136,16 @@ def test_the_noise_of_settings_used_again_is_not_overwritten_by_their_photo(
         tmp_path / "result.png", torch.zeros(3, 8, 8), page.models.restorer().parameters(request)
     )
     reused = page.preparing.reuse(str(tmp_path / "result.png"))
-    assert (reused[noise], reused[waiting]) == (0.03, True)
+    assert (reused[noise], reused[waiting]) == (0.03, ("gaussian_blur", DEGRADED))
 
     given = {**page.given(noisy, "gaussian_blur", DEGRADED), waiting: reused[waiting]}
-    first = page.preparing.noise_of_photo(given)
-    assert first == {noise: gr.skip(), waiting: False}
-    assert page.preparing.choose_example("coffee", given)[noise] == gr.skip()
-    another = page.preparing.noise_of_photo({**given, waiting: False})
-    assert another[noise] == pytest.approx(0.1, abs=0.02)
+    assert page.preparing.noise(given) == {noise: gr.skip(), waiting: None}
+    for changed in ({waiting: None}, {page.settings.task: "jpeg_q10"}):
+        another = page.preparing.noise({**given, **changed})
+        assert another == {noise: pytest.approx(0.1, abs=0.02), waiting: None}
+    simulated = {**given, waiting: ("gaussian_blur", CLEAN)}
+    assert page.preparing.choose_example("coffee", simulated)[noise] == gr.skip()
+    assert page.preparing.choose_example("coffee", given)[noise] == 0.01  # the damage's
 
 
 def test_another_prior_offers_its_own_tasks(
@@ -201,7 +203,7 @@ def test_a_task_of_ones_own_is_shown_as_its_operator_says(
 
     clean, degraded = (page.given(noisy, "old_lens", each, lens) for each in (CLEAN, DEGRADED))
     shown = page.preparing.show(clean, VISIT)
-    assert page.preparing.noise(clean) == noise
+    assert page.preparing.noise(clean)[page.settings.noise_sigma] == noise
     if described["kind"] == "function":
         assert "does not run" in shown[page.outputs.status]
     else:

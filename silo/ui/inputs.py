@@ -67,7 +67,8 @@ class Tools:
     """What fills the settings in: buttons, examples, files.
 
     Attributes:
-        noise_given: of this visitor: settings used again gave the noise level of the next photo.
+        noise_given: of this visitor: the task and source whose noise level settings used again
+            gave, until the next photo; else None.
     """
 
     examples: list[gr.Button]
@@ -180,7 +181,7 @@ def lay_out(models: Models) -> tuple[Settings, Tools]:
     )
     return settings, Tools(
         *(examples, painter, invert, describe, new_seed, saved),
-        *(offered, operator_id, add_operator, gr.State(False)),
+        *(offered, operator_id, add_operator, gr.State()),
     )
 
 

@@ -92,18 +92,11 @@ def _wire_preparation(
     fields.preset.input(
         lambda name: PRESETS[name].steps, fields.preset, fields.steps, **LAST, **AT_ONCE
     )
-    fields.photo.upload(
-        preparing.noise_of_photo,
+    gr.on(  # one handler, lest the estimate for a large photo come after what was chosen since
+        [fields.photo.upload, fields.task.input, fields.source.input],
+        preparing.noise,
         {*damage, tools.noise_given},
         [fields.noise_sigma, tools.noise_given],
-        **LAST,
-        **QUIET,
-    )
-    gr.on(
-        [fields.task.input, fields.source.input],
-        preparing.noise,
-        damage,
-        fields.noise_sigma,
         **LAST,
         **QUIET,
     )

@@ -82,25 +82,15 @@ class Preparing:
             outputs.status: paragraphs(*notices),
         }
 
-    def noise(self, given: dict[Any, Any]) -> Any:
-        """Suggest a noise level: a degraded photo's own, or that of the damage to be simulated."""
-        fields = self._settings
-        try:
-            if given[fields.source] == CLEAN or given[fields.photo] is None:
-                return self._task(given).degradation.noise_sigma
-            level = estimate_noise(images.load_rgb(given[fields.photo])[0])
-        except (SiloError, OperatorError):
-            return gr.skip()  # `show` tells what is wrong
-        return min(MAX_NOISE, round(level / NOISE_STEP) * NOISE_STEP)
+    def noise(self, given: dict[Any, Any]) -> dict[Any, Any]:
+        """Suggest a noise level, unless settings used again gave one for this damage.
 
-    def noise_of_photo(self, given: dict[Any, Any]) -> dict[Any, Any]:
-        """Suggest a noise level for a photo, unless it is the one that settings were waiting for.
-
-        Settings used again bring their noise level, and their photo comes after them.
+        Their photo comes after them.
         """
-        kept = given[self._tools.noise_given]
-        level = gr.skip() if kept else self.noise(given)
-        return {self._settings.noise_sigma: level, self._tools.noise_given: False}
+        fields, noise_given = self._settings, self._tools.noise_given
+        kept = given[noise_given] == (given[fields.task], given[fields.source])
+        level = gr.skip() if kept else self._noise_level(given)
+        return {fields.noise_sigma: level, noise_given: None}
 
     def blank_canvas(self, given: dict[Any, Any]) -> str | None:
         """The photo to paint on; none where there is no hole to mark or, as `show` tells, photo."""
@@ -137,7 +127,7 @@ class Preparing:
         example = example_photo(name, prior.native_size)
         path = keep(example, fields.photo.GRADIO_CACHE, name)
         chosen = {fields.photo: path, fields.source: CLEAN}
-        return {**chosen, **self.noise_of_photo({**given, **chosen})}
+        return {**chosen, **self.noise({**given, **chosen})}
 
     def reuse(self, path: str) -> dict[Any, Any]:
         """Fill the fields in with the settings that an earlier result carries."""
@@ -196,7 +186,7 @@ class Preparing:
             fields.task: gr.Dropdown(tasks, value=request.task),
             fields.prior: gr.Dropdown(self._models.priors(), value=prior),
             fields.operator: gr.Dropdown(self._models.operators(), value=operator),
-            self._tools.noise_given: True,
+            self._tools.noise_given: (request.task, values[fields.source]),
         }
 
     def _weights(
@@ -232,7 +222,7 @@ class Preparing:
         gr.Info("This image model has no operator for that damage: another is chosen.")
         return {
             fields.task: gr.Dropdown(choices, value=other),
-            fields.noise_sigma: self.noise({**given, fields.task: other}),
+            fields.noise_sigma: self._noise_level({**given, fields.task: other}),
         }
 
     def choose_operator(self, given: dict[Any, Any]) -> dict[Any, Any]:
@@ -246,7 +236,7 @@ class Preparing:
         suited: dict[Any, Any] = {fields.task: operator.task}
         if given[fields.source] == CLEAN:
             chosen = {fields.task: operator.task, fields.operator: operator.name}
-            suited[fields.noise_sigma] = self.noise({**given, **chosen})
+            suited[fields.noise_sigma] = self._noise_level({**given, **chosen})
         if operator.reads_features:
             suited |= {fields.preset: "balanced", fields.steps: PRESETS["balanced"].steps}
         return suited
@@ -288,6 +278,17 @@ class Preparing:
             fields.prior: gr.Dropdown(self._models.priors()),
             fields.task: gr.Dropdown(task_choices(self._models.tasks())),
         }
+
+    def _noise_level(self, given: dict[Any, Any]) -> Any:
+        """Return a degraded photo's own noise, or that of the damage to be simulated."""
+        fields = self._settings
+        try:
+            if given[fields.source] == CLEAN or given[fields.photo] is None:
+                return self._task(given).degradation.noise_sigma
+            level = estimate_noise(images.load_rgb(given[fields.photo])[0])
+        except (SiloError, OperatorError):
+            return gr.skip()  # `show` tells what is wrong
+        return min(MAX_NOISE, round(level / NOISE_STEP) * NOISE_STEP)
 
     def _task(self, given: dict[Any, Any]) -> Task:
         fields = self._settings

@@ -60,6 +60,6 @@ class Page:
             fields.source: source,
             fields.prior: prior,
             fields.operator: operator,
-            self.outputs.begun: 0,
+            self.outputs.clicks: 0,
             self.tools.noise_given: None,
         }

@@ -31,7 +31,14 @@ from silo.ui.cache import keep
 from silo.ui.errors import one_sentence
 from silo.ui.examples import EXAMPLES, example_photo
 from silo.ui.inputs import CLEAN
-from silo.ui.mask_painter import invert, paint_mask_file, painted_mask, view, wants_mask
+from silo.ui.mask_painter import (
+    check_canvas,
+    invert,
+    paint_mask_file,
+    painted_mask,
+    view,
+    wants_mask,
+)
 from silo.ui.models import Models
 from silo.ui.outputs import CAUTION
 from silo.ui.page import build
@@ -101,6 +108,15 @@ def test_no_event_has_two_handlers_of_which_the_page_would_wait_for_one_to_answe
         if target[0] is not None
     )
     assert set(deferring.values()) == {1}
+
+
+def test_a_mask_painted_on_another_photo_is_refused() -> None:
+    photo, another = (example_photo(name, 300) for name in ("chelsea", "coffee"))
+    canvas = {"background": view(from_pil(photo)).resize((150, 149)).convert("RGBA"), "layers": []}
+    check_canvas(canvas, from_pil(photo))
+    check_canvas(None, from_pil(photo))
+    with pytest.raises(BadMask, match="another photo"):
+        check_canvas(canvas, from_pil(another))
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -536,12 +552,15 @@ def restoring_with(
     return settings, shown, restoring, timing
 
 
-def simulating(settings: inputs.Settings, tmp_path: Path, steps: int) -> dict[Any, Any]:
+def simulating(
+    settings: inputs.Settings, shown: outputs.Outputs, tmp_path: Path, steps: int
+) -> dict[Any, Any]:
     """What the fields hold of a visitor who wants to see a photo degraded and restored."""
     photo = tmp_path / "photo.png"
     save_png(photo, torch.zeros(3, 64, 64))
     given = {field: getattr(field, "value", None) for field in settings.all()}
-    return given | {settings.photo: str(photo), settings.steps: steps, settings.source: CLEAN}
+    given |= {settings.photo: str(photo), settings.steps: steps, settings.source: CLEAN}
+    return given | {shown.clicks: 1}
 
 
 def test_stop_ends_a_run_after_the_step_under_way(
@@ -550,7 +569,7 @@ def test_stop_ends_a_run_after_the_step_under_way(
     visit = cast(gr.Request, SimpleNamespace(session_hash="a"))
     models = Models(lambda _: tiny_prior)
     settings, shown, restoring, _ = restoring_with(models, tmp_path, monkeypatch)
-    given = simulating(settings, tmp_path, steps=50)
+    given = simulating(settings, shown, tmp_path, steps=50)
 
     running = restoring.restore(given, visit)
     next(running)  # the measurement
@@ -558,7 +577,7 @@ def test_stop_ends_a_run_after_the_step_under_way(
     run = restoring.runs.of("a")
     assert run is not None
     with ThreadPoolExecutor(1) as pool:
-        stop = pool.submit(restoring.stop, visit)
+        stop = pool.submit(restoring.stop, 1, visit)
         run.stopping.wait()
         last = next(running)
         assert next(running, None) is None
@@ -575,14 +594,14 @@ def test_stop_shows_what_there_is_where_a_step_takes_long(
     settings, shown, restoring, _ = restoring_with(
         Models(lambda _: tiny_prior), tmp_path, monkeypatch
     )
-    running = restoring.restore(simulating(settings, tmp_path, steps=50), visit)
+    running = restoring.restore(simulating(settings, shown, tmp_path, steps=50), visit)
     next(running)  # the measurement
-    assert "before its first step" in restoring.stop(visit)[shown.status]
+    assert "before its first step" in restoring.stop(1, visit)[shown.status]
     run = restoring.runs.of("a")
     assert run is not None
     run.stopping.clear()
     next(running)  # the first step
-    stopped = restoring.stop(visit)
+    stopped = restoring.stop(1, visit)
     assert "Stopped after 1 of 50 steps" in stopped[shown.status]
     before, after = stopped[shown.files]
     assert load_image(after).pixels.shape == load_image(before).pixels.shape
@@ -595,8 +614,10 @@ def test_who_leaves_ends_his_run(
     tiny_prior: LatentPrior, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     visit = cast(gr.Request, SimpleNamespace(session_hash="a"))
-    settings, _, restoring, _ = restoring_with(Models(lambda _: tiny_prior), tmp_path, monkeypatch)
-    running = restoring.restore(simulating(settings, tmp_path, steps=50), visit)
+    settings, shown, restoring, _ = restoring_with(
+        Models(lambda _: tiny_prior), tmp_path, monkeypatch
+    )
+    running = restoring.restore(simulating(settings, shown, tmp_path, steps=50), visit)
     next(running)  # the measurement
     next(running)  # the first step
     restoring.leave(cast(gr.Request, SimpleNamespace(session_hash="b")))
@@ -612,7 +633,7 @@ def test_a_finished_result_is_given_before_anything_else_and_then_its_time(
     visit = cast(gr.Request, SimpleNamespace(session_hash="a"))
     models = Models(lambda _: tiny_prior)
     settings, shown, restoring, timing = restoring_with(models, tmp_path, monkeypatch)
-    given = simulating(settings, tmp_path, steps=1)
+    given = simulating(settings, shown, tmp_path, steps=1)
 
     running = restoring.restore(given, visit)
     next(running)  # the measurement
@@ -635,7 +656,7 @@ def test_a_run_that_fails_midway_says_so_where_it_counted_its_steps(
     settings, shown, restoring, _ = restoring_with(
         Models(lambda _: tiny_prior), tmp_path, monkeypatch
     )
-    given = simulating(settings, tmp_path, steps=3)
+    given = simulating(settings, shown, tmp_path, steps=3)
 
     running = restoring.restore(given, visit)
     next(running)  # the measurement
@@ -651,7 +672,7 @@ def test_a_run_that_fails_midway_says_so_where_it_counted_its_steps(
 def test_presets_count_the_chosen_ones_steps_the_variants_and_the_photo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings, _, restoring, timing = restoring_with(Models(no_prior), tmp_path, monkeypatch)
+    settings, shown, restoring, timing = restoring_with(Models(no_prior), tmp_path, monkeypatch)
     for sampler in ("silo-fast", "silo"):
         timing.note(Work("tiny", sampler, False, 256 * 256), native_size=256, seconds=0.1)
     photo = tmp_path / "photo.png"

@@ -102,16 +102,16 @@ def test_what_was_restored_before_it_was_shown_stays(page: Page, tmp_path: Path)
     subject = page.settings.subject(given)
     another = {**given, page.settings.task: "denoising"}
     for number in (1, 2):
-        assert page.runs.count("visitor", subject) == number
+        assert page.runs.show("visitor", number, subject)
         for early in (given, another):
             assert page.preparing.show(early, VISIT).keys() == {page.tools.painter}
-        for late in (given, another):  # as the page sends it once that has begun
-            late[page.outputs.begun] = number
+        for late in (given, another):
+            late[page.outputs.clicks] = number
         # The same is to be shown as was restored: of several changes the last is sent late.
         assert page.preparing.show(given, VISIT).keys() == {page.tools.painter}
         assert views in page.preparing.show(another, VISIT)
         assert views in page.preparing.show(given, VISIT)  # nothing of the run is left by now
-    given[page.outputs.begun] = 0
+    given[page.outputs.clicks] = 0
     assert views in page.preparing.show(given, gr.Request(session_hash="another"))
     page.runs.leave("visitor")
     assert views in page.preparing.show(given, VISIT)

@@ -14,6 +14,9 @@ from silo.errors import BadMask
 from silo.ui.cache import keep
 
 LARGEST_SIDE = 1024  # px, of a picture as the page shows it
+# Two pictures are of one photo whose means of 32 by 32 parts differ by less, on average, in
+# [-1, 1]: what scaling and a browser's canvas change is a hundredth of that.
+LOOKED_AT, SAME_PHOTO = 32, 0.1
 
 
 def view(pixels: Tensor) -> Image.Image:
@@ -110,6 +113,20 @@ def painted_mask(
             if exact.shape[-2:] == size and torch.equal(_hole(exact, mask.shape[-2:]), 1 - mask):
                 return exact
     return F.interpolate(mask, size)
+
+
+def check_canvas(canvas: dict[str, Any] | None, photo: Tensor) -> None:
+    """Check that what was painted lies on a photo (1, 3, H, W): the canvas comes after it.
+
+    Raises:
+        BadMask: on another.
+    """
+    if canvas is None or canvas["background"] is None:
+        return
+    seen = images.from_pil(canvas["background"].convert("RGB"))
+    coarse = [F.adaptive_avg_pool2d(each, LOOKED_AT) for each in (seen, photo)]
+    if (coarse[0] - coarse[1]).abs().mean() > SAME_PHOTO:
+        raise BadMask("the canvas shows another photo: wait until it shows this one, and paint.")
 
 
 def _hole(mask: Tensor, size: tuple[int, ...]) -> Tensor:

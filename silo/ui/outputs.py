@@ -34,7 +34,8 @@ class Outputs:
         variants: one is chosen to compare and download.
         download: the chosen variant.
         files: of this visitor: the measurement's, then each variant's.
-        begun: of this visitor: how many restorations were begun.
+        clicks: on Restore, by this page.
+        stopping: 1 while Stop is answered, 2 where the run came to its end meanwhile, else 0.
     """
 
     go: gr.Button
@@ -49,7 +50,8 @@ class Outputs:
     variants: gr.Gallery
     download: gr.DownloadButton
     files: gr.State
-    begun: gr.Number
+    clicks: gr.Number
+    stopping: gr.Number
 
     def of_result(self) -> list[Any]:
         """Return the components that show a result, as outputs of an event."""
@@ -134,16 +136,18 @@ def lay_out() -> Outputs:
     download = gr.DownloadButton("Download PNG, settings inside", visible=False, elem_id="download")
     gr.Markdown(CAUTION)
     gr.HTML(spoken.HTML, padding=False)
-    begun = gr.Number(0, precision=0, visible="hidden")  # no State: events carry it as it was then
+    # No States: the page counts by itself, and events carry them as they were when they were sent.
+    clicks, stopping = (gr.Number(0, precision=0, visible="hidden") for _ in range(2))
     return Outputs(
         *(go, stop, status, picture, views, comparison, side_by_side, uncertainty_tab),
-        *(uncertainty, variants, download, gr.State([]), begun),
+        *(uncertainty, variants, download, gr.State([]), clicks, stopping),
     )
 
 
-def choose_variant(files: list[str], event: gr.SelectData) -> tuple[str, str, str]:
+def choose_variant(files: list[str], variants: gr.Gallery) -> tuple[str, str, str]:
     """Compare and offer the variant that was clicked; `files` begins with the measurement."""
-    variant = files[1 + event.index]
+    # Not the event's own index: an event that had to wait carries that of the one before it.
+    variant = files[1 + (variants.selected_index or 0)]
     return wipe.wipe(files[0], variant), lens.lens(files[0], variant), variant
 
 

@@ -1,6 +1,7 @@
 """The whole page: its columns, and which handler each event calls."""
 
 import functools
+import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -19,6 +20,7 @@ from silo.ui.running import Runs
 from silo.ui.timing import Timing
 
 HOUR = 3600  # seconds
+SEEDS = 2**31
 INTRODUCTION = """
 # Restore a photo with SILO
 Small, blurred, noisy, compressed or damaged photos, restored by a latent diffusion model that is
@@ -81,7 +83,7 @@ def _wire_preparation(
     changed = gr.on(
         [fields.photo.change, fields.task.change, fields.source.change, fields.operator.input],
         preparing.show,
-        {*damage, shown.begun},
+        {*damage, shown.clicks},
         [*shown.of_result(), tools.painter],
         **LAST,
         **QUIET,
@@ -89,8 +91,9 @@ def _wire_preparation(
     # It draws when visible.
     changed.then(preparing.blank_canvas, damage, fields.canvas, **LAST, **QUIET)
     # `input`, not `change`: only a person's choice may overwrite what stands in these fields.
+    steps = json.dumps({name: preset.steps for name, preset in PRESETS.items()})
     fields.preset.input(
-        lambda name: PRESETS[name].steps, fields.preset, fields.steps, **LAST, **AT_ONCE
+        None, fields.preset, fields.steps, js=f"(name) => ({steps})[name]", **AT_ONCE
     )
     gr.on(  # one handler, lest the estimate for a large photo come after what was chosen since
         [fields.photo.upload, fields.task.input, fields.source.input],
@@ -104,7 +107,8 @@ def _wire_preparation(
         preparing.load_mask, [fields.mask_file, fields.photo], fields.canvas, **QUIET
     )
     tools.invert.click(preparing.invert_mask, [fields.canvas, fields.photo], fields.canvas, **QUIET)
-    tools.new_seed.click(preparing.new_seed, None, fields.seed, **AT_ONCE)
+    draw = f"() => Math.floor(Math.random() * {SEEDS})"
+    tools.new_seed.click(None, None, fields.seed, js=draw, **AT_ONCE)
     tools.saved.upload(
         preparing.reuse,
         tools.saved,
@@ -144,9 +148,9 @@ def _wire_preparation(
         )
     shown.variants.select(
         outputs.choose_variant,
-        shown.files,
+        [shown.files, shown.variants],
         [shown.comparison, shown.side_by_side, shown.download],
-        trigger_mode="multiple",  # a click answered later would be answered as the one before
+        **LAST,
         **AT_ONCE,
     )
     return changed
@@ -174,14 +178,20 @@ def _wire_choices(
 def _wire_restoration(
     restoring: Restoring, fields: inputs.Settings, shown: outputs.Outputs
 ) -> None:
-    def buttons(running: bool) -> tuple[gr.Button, gr.Button]:
-        return gr.Button(interactive=not running), gr.Button(interactive=running)
+    def can_click(yes: bool) -> str:
+        return f"{{__type__: 'update', interactive: {json.dumps(yes)}}}"
 
-    switched = [shown.go, shown.stop]
-    restoration = shown.go.click(functools.partial(buttons, True), None, switched, **AT_ONCE).then(
+    # In the page alone: an answer to wait for would let the fields change after the click.
+    restoration = shown.go.click(
+        None,
+        shown.clicks,
+        [shown.go, shown.stop, shown.clicks],
+        js=f"(clicks) => [{can_click(False)}, {can_click(True)}, clicks + 1]",
+        **AT_ONCE,
+    ).then(
         restoring.restore,
-        fields.all(),
-        [*shown.of_result(), shown.begun, fields.preset],
+        {*fields.all(), shown.clicks},
+        [*shown.of_result(), fields.preset],
         show_progress="minimal",
         show_progress_on=shown.status,
         concurrency_limit=1,
@@ -189,13 +199,25 @@ def _wire_restoration(
         api_name="restore_on_the_page",  # programs have /restore
         api_visibility="private",
     )
-    for ended in (restoration.success, restoration.failure):
-        ended(functools.partial(buttons, False), None, switched, **AT_ONCE)
-    # Restore comes back with the end of the cancelled run: until then a click on it is dropped.
-    shown.stop.click(
-        restoring.stop,
+    switched = [shown.go, shown.stop, shown.stopping]
+    # Restore stays away while Stop is answered, which would cancel what is begun meanwhile.
+    restoration.success(
         None,
-        [shown.stop, *shown.of_result()],
-        cancels=restoration,
+        shown.stopping,
+        switched,
+        js=f"""(stopping) => stopping
+            ? [undefined, {can_click(False)}, 2]
+            : [{can_click(True)}, {can_click(False)}, 0]""",
         **AT_ONCE,
     )
+    # A cancelled run counts as failed, too.
+    ended = f"() => [{can_click(True)}, {can_click(False)}, 0]"
+    restoration.failure(None, None, switched, js=ended, **AT_ONCE)
+    # The three happen one after the other.
+    begins = f"() => [{can_click(False)}, 1]"
+    shown.stop.click(None, None, [shown.stop, shown.stopping], js=begins, **AT_ONCE)
+    shown.stop.click(
+        restoring.stop, shown.clicks, shown.of_result(), cancels=restoration, **AT_ONCE
+    )
+    answered = f"(stopping) => [stopping === 2 ? {can_click(True)} : undefined, 0]"
+    shown.stop.click(None, shown.stopping, [shown.go, shown.stopping], js=answered, **AT_ONCE)

@@ -1,14 +1,20 @@
 """A picture pasted anywhere on the page becomes the photo, as if it had been dropped on it."""
 
-# A field that holds a file takes no other: it is cleared first.
+# A field that holds a file takes no other: it is cleared first, as often as an upload that was
+# under way fills it again. Of several pictures the last stays.
 _SCRIPT = """
+let last = null;
 document.addEventListener('paste', async (event) => {
   const pasted = [...event.clipboardData.files].find((file) => file.type.startsWith('image/'));
   if (!pasted) return;
   event.preventDefault();
+  last = pasted;
   const field = () => document.querySelector('#photo input[type=file]');
-  if (!field()) document.querySelector('#photo .icon-button-wrapper button')?.click();
-  while (!field()) await new Promise(requestAnimationFrame);
+  while (!field()) {
+    document.querySelector('#photo .icon-button-wrapper button')?.click();
+    await new Promise(requestAnimationFrame);
+    if (last !== pasted) return;
+  }
   const files = new DataTransfer();
   files.items.add(pasted);
   field().files = files.files;

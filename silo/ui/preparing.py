@@ -1,7 +1,6 @@
 """What happens before Restore: a photo, an example, a mask or earlier settings are taken in."""
 
 import html
-import secrets
 from typing import Any
 
 import gradio as gr
@@ -27,7 +26,6 @@ from silo.ui.saved_settings import SavedSettings, read_settings
 from silo.ui.wording import paragraphs, task_choices
 
 PROGRESS = gr.Progress()  # gradio puts one of its own in its place
-SEEDS = 2**31
 NOISE_STEP = 0.005  # of the slider
 
 
@@ -71,9 +69,7 @@ class Preparing:
         painter = {self._tools.painter: gr.update(visible=masked and shown is not None)}
         picture = None if shown is None else outputs.kept(shown)
         # Last of all: what begins from here on is not known here.
-        if self._runs.stays(
-            visit.session_hash or "", fields.subject(given), given[outputs.begun] or 0
-        ):
+        if self._runs.stays(visit.session_hash or "", fields.subject(given), given[outputs.clicks]):
             return painter
         return {
             **outputs.hidden(),
@@ -293,11 +289,6 @@ class Preparing:
     def _task(self, given: dict[Any, Any]) -> Task:
         fields = self._settings
         return self._models.task(given[fields.task], given[fields.prior], given[fields.operator])
-
-    @staticmethod
-    def new_seed() -> int:
-        """Draw a seed."""
-        return secrets.randbelow(SEEDS)
 
 
 def _preset_of(request: RestorationRequest) -> str:

@@ -24,7 +24,7 @@ from silo.restorer import Restorer, Result
 from silo.ui.cache import KEPT_HOURS
 from silo.ui.errors import one_sentence
 from silo.ui.inputs import CLEAN, DEGRADED, Settings
-from silo.ui.mask_painter import at_most, painted_mask, view, wants_mask
+from silo.ui.mask_painter import at_most, check_canvas, painted_mask, view, wants_mask
 from silo.ui.models import Models, check_simulated, own_degradation
 from silo.ui.outputs import Outputs, cache_folder
 from silo.ui.results import save_all, save_result, save_uncertainty
@@ -34,6 +34,7 @@ from silo.ui.wording import Frame, paragraphs, preset_choices, stopped, summary
 
 PICTURE_PERIOD = 0.7  # seconds between two clean estimates on the page, or
 PICTURE_SHARE = 0.1  # of the time, where decoding them takes long
+STOPPED_EARLY = "Stopped before it began."
 STOP_PATIENCE = 5  # seconds for the step under way, after which the last estimate is shown
 # Asked of ZeroGPU: for a step of Stable Diffusion, at a side in pixels, and for all beside steps.
 GPU_STEP_SECONDS, GPU_STEP_SIDE, GPU_OTHER_SECONDS = 0.2, 512, 20
@@ -117,25 +118,29 @@ class Restoring:
             run = planned(request, restorer)
         except (SiloError, OperatorError) as error:
             raise one_sentence(error) from error
-        visitor = visit.session_hash or ""
+        visitor, run.subject = visit.session_hash or "", self._settings.subject(given)
         with self.runs.begin(visitor, run):
+            if not self.runs.show(visitor, given[outputs.clicks], run.subject):
+                yield {outputs.status: paragraphs(STOPPED_EARLY)}
+                return
             yield {
                 **outputs.hidden(),
-                outputs.begun: self.runs.count(visitor, self._settings.subject(given)),
                 outputs.picture: gr.Image(outputs.kept(view(run.before)), visible=True),
                 outputs.status: paragraphs("Starting."),
             }
             try:
                 for event in self.frames(request, *chosen):
                     if isinstance(event, Result):
-                        yield self._finished(event, request)
+                        finished = self._finished(event, request)
+                        finished[outputs.status] += self._of_which(visitor, run)
+                        yield finished
                         self._note_time(event, request, given, restorer)
                         yield {self._settings.preset: self.presets(given)}
                         continue
                     run.note(event)
                     if run.stopping.is_set():
                         run.kept = self._keep(run)
-                        yield self._stopped(run, run.kept)
+                        yield self._stopped(visitor, run, run.kept)
                         return
                     shown: dict[Any, Any] = {outputs.status: event.to_html()}
                     if event.picture is not None:
@@ -145,23 +150,24 @@ class Restoring:
                 yield {outputs.status: paragraphs(html.unescape(error.message))}
                 raise
 
-    def stop(self, visit: gr.Request) -> dict[Any, Any]:
+    def stop(self, click: int, visit: gr.Request) -> dict[Any, Any]:
         """End the visitor's run after its step, and show what it reached.
 
         Of a step that takes long the end is not waited for: what came before it is shown. The page
         takes a run that still waits for its turn out of the queue, but only after this.
         """
         outputs = self._outputs
-        disabled = {outputs.stop: gr.Button(interactive=False)}
-        run = self.runs.of(visit.session_hash or "")
+        visitor = visit.session_hash or ""
+        run = self.runs.of(visitor)
         if run is None:
-            return {**disabled, outputs.status: paragraphs("Stopped before it began.")}
+            early = self.runs.stop_early(visitor, click)
+            return {outputs.status: paragraphs(STOPPED_EARLY) if early else gr.skip()}
         run.stopping.set()
         if not run.ended.wait(STOP_PATIENCE) and run.estimate is None:
-            return {**disabled, outputs.status: paragraphs("Stopped before its first step ended.")}
+            return {outputs.status: paragraphs("Stopped before its first step ended.")}
         if run.ended.is_set() and run.kept is None:  # it came to its own end, which the page shows
-            return disabled
-        return {**disabled, **self._stopped(run, run.kept or self._keep(run))}
+            return {outputs.status: gr.skip()}
+        return self._stopped(visitor, run, run.kept or self._keep(run))
 
     def leave(self, visit: gr.Request) -> None:
         """End the run of a visitor who is gone, after its step."""
@@ -215,6 +221,7 @@ class Restoring:
         image = images.load_image(given[fields.photo]).pixels
         mask = None
         if wants_mask(task, simulate):
+            check_canvas(given[fields.canvas], image)
             size = image.shape[-2], image.shape[-1]
             mask = painted_mask(given[fields.canvas], size, given[fields.mask_file])
         request = RestorationRequest(
@@ -240,6 +247,14 @@ class Restoring:
         eta = restorer.parameters(request)["eta"]
         return replace(request, eta=given[fields.faithfulness] * eta)
 
+    def _of_which(self, visitor: str, run: Run) -> str:
+        """Tell a result, as HTML, from what was chosen since."""
+        if self.runs.shows(visitor, run.subject):
+            return ""
+        photo, task, *_ = run.subject
+        what = f"{Path(photo).name}, {task.replace('_', ' ')}"
+        return paragraphs(f"This is {what}, chosen when Restore was clicked.")
+
     def _finished(self, result: Result, request: RestorationRequest) -> dict[Any, Any]:
         cache = cache_folder(self._outputs.picture)
         uncertainty = None if request.samples == 1 else save_uncertainty(result, cache)
@@ -255,7 +270,8 @@ class Restoring:
         cache = cache_folder(self._outputs.picture)
         return save_all(run.before, images.from_pil(picture), parameters, cache)
 
-    def _stopped(self, run: Run, paths: list[str]) -> dict[Any, Any]:
+    def _stopped(self, visitor: str, run: Run, paths: list[str]) -> dict[Any, Any]:
         assert run.estimate is not None, "a run decodes its first estimate"
         sentence = stopped(run.step, run.total, run.estimate[0])
-        return {**self._outputs.shown(paths, None), self._outputs.status: sentence}
+        told = sentence + self._of_which(visitor, run)
+        return {**self._outputs.shown(paths, None), self._outputs.status: told}

@@ -22,6 +22,7 @@ class Run:
         parameters: all that decides it.
         before: (1, 3, H, W), the measurement as large as the restoration.
         total: how many steps it has.
+        subject: what the page shows it for; programs' runs have none.
         step: how many are done.
         estimate: the last clean estimate that was decoded, and after which step.
         kept: the files of a run that was stopped: the measurement's and the estimate's.
@@ -32,6 +33,7 @@ class Run:
     parameters: dict[str, Any]
     before: Tensor
     total: int
+    subject: Subject = ()
     step: int = 0
     estimate: tuple[int, Image.Image] | None = None
     kept: list[str] | None = None
@@ -46,12 +48,13 @@ class Run:
 
 
 class Runs:
-    """The run of each visitor, while it lasts, and how many there were on a page."""
+    """The run of each visitor, while it lasts, and what his page shows of it."""
 
     def __init__(self) -> None:
         """Begin with none."""
         self._of: dict[str, Run] = {}
-        self._begun: dict[str, int] = {}
+        self._begun: dict[str, int] = {}  # by which click on Restore
+        self._stopped: dict[str, int] = {}
         self._shown: dict[str, Subject] = {}
 
     @contextmanager
@@ -65,28 +68,44 @@ class Runs:
                 del self._of[visitor]
             run.ended.set()
 
-    def count(self, visitor: str, subject: Subject) -> int:
-        """Note that the visitor's page shows one more run; return how many it has begun."""
-        self._begun[visitor] = self._begun.get(visitor, 0) + 1
-        self._shown[visitor] = subject
-        return self._begun[visitor]
+    def show(self, visitor: str, click: int, subject: Subject) -> bool:
+        """Note that the page shows the run of a click on Restore; return False if it was stopped.
 
-    def stays(self, visitor: str, subject: Subject, begun: int) -> bool:
+        To be called when the run has begun, lest a Stop come between.
+        """
+        if self._stopped.get(visitor, 0) >= click:
+            return False
+        self._begun[visitor], self._shown[visitor] = click, subject
+        return True
+
+    def stop_early(self, visitor: str, click: int) -> bool:
+        """Stop the run of a click on Restore before it begins; return False if it has begun."""
+        if self._begun.get(visitor, 0) >= click:
+            return False
+        self._stopped[visitor] = click
+        return True
+
+    def stays(self, visitor: str, subject: Subject, clicks: int) -> bool:
         """Return whether the run on a page stays there, as another event wants to show `subject`.
 
-        It does if it began after the event, which knows of `begun` runs, or is of the same subject:
-        gradio sends the last of several changes when the ones before are answered, at which time
-        the visitor may have restored what it would show. A run that does not stay is forgotten.
+        It does if Restore was clicked after the event, which knows of `clicks`, or if it is of the
+        same subject: gradio sends the last of several changes when the ones before are answered, at
+        which time the visitor may have restored what it would show. One that does not stay is
+        forgotten.
         """
-        if self._begun.get(visitor, 0) > begun or self._shown.get(visitor) == subject:
+        if self._begun.get(visitor, 0) > clicks or self.shows(visitor, subject):
             return True
         self._shown.pop(visitor, None)
         return False
 
+    def shows(self, visitor: str, subject: Subject) -> bool:
+        """Return whether the visitor's last run is of `subject` and was not forgotten."""
+        return self._shown.get(visitor) == subject
+
     def leave(self, visitor: str) -> None:
         """Forget a visitor, and end his run after its step."""
-        self._begun.pop(visitor, None)
-        self._shown.pop(visitor, None)
+        for known in (self._begun, self._stopped, self._shown):
+            known.pop(visitor, None)
         run = self.of(visitor)
         if run is not None:
             run.stopping.set()

@@ -19,49 +19,18 @@ from playwright.sync_api import Page, Request, expect
 
 from silo.__main__ import main
 from silo.images import read_parameters, save_png
+from tests.browser.actions import (
+    FINISHED,
+    choose_example,
+    choose_task,
+    downloaded,
+    open_advanced,
+    restore,
+    set_number,
+)
 from tests.served_app import App, connect, own_operator
 
 PATIENCE = 180_000  # milliseconds
-FINISHED = re.compile(r"Done\. Seed \d+")
-
-
-def choose_task(page: Page, title: str) -> None:
-    page.locator("#task input").click()
-    page.get_by_role("option", name=title).click()
-
-
-def choose_example(page: Page, number: int = 0) -> None:
-    page.locator("#examples img").nth(number).click()
-    expect(page.locator("#photo")).to_contain_text(".png")
-    expect(page.locator("#picture img")).to_be_visible()
-
-
-def open_advanced(page: Page) -> None:
-    """Open the panel, which is built only now, and let it put in the first values of its fields."""
-    if not page.locator("#steps").is_visible():
-        page.locator("#advanced > button").click()
-        page.locator("#new-seed").wait_for()
-        page.wait_for_timeout(500)
-
-
-def set_number(page: Page, field: str, value: float) -> None:
-    """Fill a field, again where a page still being built puts back what stood there."""
-    number = page.locator(f"{field} input[type=number]")
-    for _ in range(20):
-        number.fill(str(value))
-        number.press("Tab")
-        page.wait_for_timeout(100)
-        if number.input_value() == str(value):
-            return
-    pytest.fail(f"{field} does not keep {value}")
-
-
-def restore(page: Page, *, steps: int, seed: int = 0) -> None:
-    open_advanced(page)
-    for _ in range(2):  # a field that is built late puts its first value back
-        set_number(page, "#steps", steps)
-        set_number(page, "#seed", seed)
-    page.locator("#restore").click()
 
 
 def await_previews(page: Page, count: int) -> None:
@@ -76,14 +45,6 @@ def await_previews(page: Page, count: int) -> None:
     page.wait_for_function(
         "image => image.complete && image.naturalWidth > 0", arg=shown.element_handle()
     )
-
-
-def downloaded(page: Page, folder: Path) -> Path:
-    with page.expect_download() as download:
-        page.locator("#download").click()
-    saved = folder / download.value.suggested_filename
-    download.value.save_as(saved)
-    return saved
 
 
 def pixels(path: Path) -> bytes:
@@ -159,35 +120,6 @@ def test_an_uploaded_photo_comes_out_as_from_the_command_line(page: Page, tmp_pa
     task = ["--task", "super_resolution_x4"]
     assert main(["restore", str(photo), "--out", str(out), *task, *settings]) == 0
     assert pixels(downloaded(page, tmp_path)) == pixels(out)
-
-
-def test_a_slow_connection_does_not_keep_the_page_asking(page: Page) -> None:
-    """What several changes wait for must not wait for itself: the page would ask for ever."""
-    page.evaluate(
-        """() => {
-          const send = window.fetch;
-          window.asked = 0;
-          window.fetch = async (...request) => {
-            if (request[1]?.method === "POST") {
-              window.asked += 1;
-              await new Promise((done) => setTimeout(done, 300));
-            }
-            return send(...request);
-          };
-        }"""
-    )
-    for title in ("super resolution x4", "gaussian blur", "denoising"):
-        choose_task(page, title)
-        page.get_by_label("Degrade it first (show me)").check()
-        page.get_by_label("It is already degraded").check()
-    before, asked = 0, page.evaluate("window.asked")
-    assert asked > 0
-    for _ in range(20):
-        page.wait_for_timeout(2000)
-        before, asked = asked, page.evaluate("window.asked")
-        if asked == before:
-            return
-    pytest.fail(f"{asked} requests, and the page has not come to rest")
 
 
 def test_a_pasted_picture_becomes_the_photo(page: Page) -> None:

@@ -143,9 +143,10 @@ def test_the_noise_of_settings_used_again_is_not_overwritten_by_their_photo(
     for changed in ({waiting: None}, {page.settings.task: "jpeg_q10"}):
         another = page.preparing.noise({**given, **changed})
         assert another == {noise: pytest.approx(0.1, abs=0.02), waiting: None}
-    simulated = {**given, waiting: ("gaussian_blur", CLEAN)}
-    assert page.preparing.choose_example("coffee", simulated)[noise] == gr.skip()
-    assert page.preparing.choose_example("coffee", given)[noise] == 0.01  # the damage's
+    coffee = {**given, page.tools.example: "coffee 1"}
+    assert page.preparing.choose_example(coffee)[noise] == 0.01  # the damage's
+    coffee[waiting] = ("gaussian_blur", CLEAN)
+    assert page.preparing.choose_example(coffee)[noise] == gr.skip()
 
 
 def test_another_prior_offers_its_own_tasks(

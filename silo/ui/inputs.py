@@ -67,11 +67,13 @@ class Tools:
     """What fills the settings in: buttons, examples, files.
 
     Attributes:
+        example: the example that was clicked, and how many clicks there were.
         noise_given: of this visitor: the task and source whose noise level settings used again
             gave, until the next photo; else None.
     """
 
     examples: list[gr.Button]
+    example: gr.Textbox
     painter: gr.Column
     invert: gr.Button
     describe: gr.Button
@@ -89,6 +91,7 @@ def lay_out(models: Models) -> tuple[Settings, Tools]:
     gr.Markdown("Or take an example:")
     with gr.Row(elem_id="examples"):
         examples = [_example(name, photo.GRADIO_CACHE) for name in EXAMPLES]
+        example = gr.Textbox("", visible="hidden")
     task = gr.Dropdown(
         task_choices(models.tasks()),
         label="What is wrong with the photo?",
@@ -180,7 +183,7 @@ def lay_out(models: Models) -> tuple[Settings, Tools]:
         *(prompt, negative_prompt, guidance_scale, samples, seed, prior, operator),
     )
     return settings, Tools(
-        *(examples, painter, invert, describe, new_seed, saved),
+        *(examples, example, painter, invert, describe, new_seed, saved),
         *(offered, operator_id, add_operator, gr.State()),
     )
 

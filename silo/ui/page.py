@@ -72,13 +72,17 @@ def _wire_preparation(
 ) -> Dependency:
     """Wire what comes before Restore; return the event of another photo or damage."""
     damage = set(fields.of_damage())
+    # The buttons write their name and a count of clicks: of several clicked, the last is answered.
     for name, button in zip(EXAMPLES, tools.examples, strict=True):
-        button.click(
-            functools.partial(preparing.choose_example, name),
-            {*damage, tools.noise_given},
-            [fields.photo, fields.source, fields.noise_sigma, tools.noise_given],
-            **QUIET,
-        )
+        click = f"(last) => '{name} ' + (Number(last.split(' ')[1] ?? 0) + 1)"
+        button.click(None, tools.example, tools.example, js=click, **AT_ONCE)
+    tools.example.change(
+        preparing.choose_example,
+        {*damage, tools.noise_given, tools.example},
+        [fields.photo, fields.source, fields.noise_sigma, tools.noise_given],
+        **LAST,
+        **QUIET,
+    )
 
     changed = gr.on(
         [fields.photo.change, fields.task.change, fields.source.change, fields.operator.input],

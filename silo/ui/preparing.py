@@ -113,9 +113,9 @@ class Preparing:
         except SiloError as error:
             raise one_sentence(error) from error
 
-    def choose_example(self, name: str, given: dict[Any, Any]) -> dict[Any, Any]:
+    def choose_example(self, given: dict[Any, Any]) -> dict[Any, Any]:
         """Take an example: the file, that it is clean, and the noise that the task adds."""
-        fields = self._settings
+        fields, name = self._settings, given[self._tools.example].split(" ")[0]
         try:
             prior = self._models.restorer(given[fields.prior]).prior
         except SiloError as error:

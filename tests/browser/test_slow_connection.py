@@ -132,6 +132,14 @@ def test_a_result_of_what_is_no_longer_chosen_says_so(page: Page, delay: Delay) 
     expect(page.locator("#status")).to_contain_text("super resolution x4, chosen when")
 
 
+def test_of_examples_clicked_quickly_the_last_is_the_photo(page: Page, delay: Delay) -> None:
+    delay("() => 1200 - 400 * (window.asked % 3)", INSTANT)
+    for number in (0, 2, 1):
+        page.locator("#examples img").nth(number).click()
+    rest(page)
+    expect(page.locator("#photo a[download='chelsea.png']")).to_be_visible()
+
+
 def test_of_variants_clicked_quickly_the_last_is_shown(
     page: Page, delay: Delay, tmp_path: Path
 ) -> None:

@@ -27,16 +27,20 @@ def delay(page: Page) -> Delay:
     page.evaluate(
         """() => {
           const send = window.fetch;
-          window.asked = 0;
+          window.asked = window.answered = 0;
           window.there = window.back = () => 0;
           const wait = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
           window.fetch = async (...request) => {
             if (request[1]?.method !== "POST") return send(...request);
             window.asked += 1;
             await wait(window.there(String(request[0])));
-            const answer = await send(...request);
-            await wait(window.back(String(request[0])));
-            return answer;
+            try {
+              const answer = await send(...request);
+              await wait(window.back(String(request[0])));
+              return answer;
+            } finally {
+              window.answered += 1;
+            }
           };
         }"""
     )
@@ -48,14 +52,13 @@ def delay(page: Page) -> Delay:
 
 
 def rest(page: Page) -> None:
-    """Wait until the page has asked nothing for a second and a half."""
-    before, asked = -1, page.evaluate("window.asked")
-    for _ in range(40):
-        before = asked
-        page.wait_for_timeout(1500)
-        asked = page.evaluate("window.asked")
-        if asked == before:
+    """Wait until all is answered that the page asked, and it has asked nothing more for a while."""
+    before, asked = -1, 0
+    for _ in range(60):
+        before, (asked, answered) = asked, page.evaluate("[window.asked, window.answered]")
+        if before == asked == answered:
             return
+        page.wait_for_timeout(1500)
     pytest.fail(f"{asked} requests, and the page has not come to rest")
 
 
@@ -73,13 +76,12 @@ def test_the_page_comes_to_rest(page: Page, delay: Delay) -> None:
 def test_stop_reaches_a_run_that_has_not_begun(page: Page, delay: Delay) -> None:
     choose_example(page)
     rest(page)
-    delay("(url) => (url.includes('queue/join') ? 1500 : 0)", INSTANT)
+    delay("(url) => (url.includes('queue/join') ? 4000 : 0)", INSTANT)
     restore(page, steps=1000)
     page.locator("#stop").click()
     expect(page.locator("#status")).to_contain_text("Stopped before it began.")
     expect(page.locator("#restore")).to_be_enabled()
-    rest(page)
-    page.wait_for_timeout(2000)  # the run's request has arrived by now
+    rest(page)  # the run's request has arrived by now
     expect(page.locator("#status")).to_contain_text("Stopped before it began.")
     delay(INSTANT, INSTANT)
     restore(page, steps=2)
@@ -113,6 +115,7 @@ def test_a_run_has_the_fields_as_they_were_at_the_click(
     page.get_by_label("Quick").check()
     set_number(page, "#seed", 3)
     page.locator("#restore").click()
+    page.wait_for_timeout(300)  # less than an answer takes
     set_number(page, "#seed", 4)
     expect(page.locator("#status")).to_have_text(FINISHED)
     parameters = read_parameters(downloaded(page, tmp_path))
@@ -149,9 +152,7 @@ def test_of_variants_clicked_quickly_the_last_is_shown(
     restore(page, steps=1)
     expect(page.locator("#status")).to_have_text(FINISHED)
     rest(page)
-    delay(
-        "() => 1800 - 600 * (window.asked % 3)", INSTANT
-    )  # each is answered before those ahead of it
+    delay("() => 1800 - 600 * (window.asked % 3)", INSTANT)  # lest they be answered in turn
     for number in (1, 0, 2):
         page.locator("#variants img").nth(number).click()
     rest(page)

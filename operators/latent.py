@@ -214,9 +214,10 @@ def architectures() -> dict[str, type[LatentOperator]]:
     """Return the network classes that `config.json` may name, by `architecture`."""
     # Imported here because these modules derive their classes from the base above.
     from operators.convolutional import CompactCNN, PaperCNN
-    from operators.readout import ReadoutOperator
+    from operators.readout import ReadoutOperator, ResidualReadoutOperator
 
-    return {network.architecture: network for network in (ReadoutOperator, PaperCNN, CompactCNN)}
+    networks = (ReadoutOperator, ResidualReadoutOperator, PaperCNN, CompactCNN)
+    return {network.architecture: network for network in networks}
 
 
 def read_config(folder: str | os.PathLike[str]) -> OperatorConfig:

@@ -27,6 +27,7 @@ class ReadoutOperator(LatentOperator):
     """
 
     architecture: ClassVar[str] = "readout"
+    residual: ClassVar[bool] = False
     needs_features: ClassVar[bool] = True
     needs_sigma_embedding: ClassVar[bool] = True
 
@@ -83,13 +84,17 @@ class ReadoutOperator(LatentOperator):
         )
         self.sigma_emb_linear = nn.Linear(embedding_dim, sigma_map_size**2)
         self.sigma_emb_norm = nn.LayerNorm([1, sigma_map_size, sigma_map_size])
+        head_channels = out_channels + 1 + int(mask) + (latent_channels if self.residual else 0)
         self.output_head = nn.Sequential(
-            nn.Conv2d(out_channels + 1 + int(mask), 128, 3, padding=1),
+            nn.Conv2d(head_channels, 128, 3, padding=1),
             nn.SiLU(),
             nn.Conv2d(128, 32, 3, padding=1),
             nn.SiLU(),
             nn.Conv2d(32, latent_channels, 1),
         )
+        if self.residual:  # and so begins as the identity
+            for parameter in self.output_head[-1].parameters():
+                nn.init.zeros_(parameter)
 
     def forward(
         self,
@@ -132,7 +137,10 @@ class ReadoutOperator(LatentOperator):
             # Averaged, so that a latent pixel shows which part of it is known.
             known = adaptive_avg_pool2d(mask.to(z), size)
             head_inputs.append(known.expand(z.shape[0], -1, -1, -1))
-        return self.output_head(torch.cat(head_inputs, dim=1))
+        if self.residual:
+            head_inputs.append(z)
+        read = self.output_head(torch.cat(head_inputs, dim=1))
+        return z + read if self.residual else read
 
     def _check_features(self, features: Sequence[Tensor] | None, z: Tensor) -> Sequence[Tensor]:
         """Return `features`; raise OperatorError unless they fit the network."""
@@ -146,6 +154,16 @@ class ReadoutOperator(LatentOperator):
                 f"{given}: choose the prior it was trained on, named in its config.json"
             )
         return features
+
+
+class ResidualReadoutOperator(ReadoutOperator):
+    """A readout operator of what the damage changes in z, which its head reads and it adds.
+
+    The paper's has no such path, and learns slowly what the features only hint at: z itself.
+    """
+
+    architecture: ClassVar[str] = "residual_readout"
+    residual: ClassVar[bool] = True
 
 
 class _Bottleneck(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,7 +11,14 @@ from torch import Tensor
 from operators.latent import LatentOperator
 from silo.latent_cache import LatentPairs
 from silo.prior import LatentPrior, PromptEmbedding
-from silo.schedule import noised
+from silo.schedule import noised, to_clean
+
+
+class Predicted(NamedTuple):
+    """What H_theta was given, z, and what it made of it, both (B, C, h, w)."""
+
+    given: Tensor
+    measured: Tensor
 
 
 @dataclass(frozen=True)
@@ -22,13 +30,29 @@ class Noising:
 
 
 def draw_noising(
-    operator: LatentOperator, prior: LatentPrior, batch: int, side: int, generator: torch.Generator
+    operator: LatentOperator,
+    prior: LatentPrior,
+    batch: int,
+    side: int,
+    generator: torch.Generator,
+    *,
+    power: float,
 ) -> Noising | None:
-    """A timestep from 1 to T - 1 and noise for each sample; None for operators without features."""
+    """A timestep from 1 to T - 1 and noise for each sample; None for operators without features.
+
+    Args:
+        operator: H_theta.
+        prior: whose denoiser it may read.
+        batch: the number of samples.
+        side: of their pictures, in pixels.
+        generator: what draws them.
+        power: `OperatorTraining.timestep_power`.
+    """
     if not operator.needs_features:
         return None
     size = side // prior.scale_factor
-    timesteps = torch.randint(1, len(prior.alphas_cumprod), (batch,), generator=generator)
+    uniform = torch.rand(batch, generator=generator)
+    timesteps = (1 + (len(prior.alphas_cumprod) - 1) * uniform**power).long()
     noise = torch.randn(batch, prior.latent_channels, size, size, generator=generator)
     return Noising(timesteps, noise)
 
@@ -40,8 +64,11 @@ def predict(
     pairs: LatentPairs,
     noising: Noising | None,
     share: slice,
-) -> Tensor:
-    """H_theta of the clean latents (B, C, h, w), on the prior's device.
+) -> Predicted:
+    """H_theta's prediction of the measured latents, on the prior's device.
+
+    An operator without features is given the clean latents; one with features the clean estimate
+    that belongs to them, which is all that there is in sampling.
 
     Args:
         operator: H_theta.
@@ -51,20 +78,22 @@ def predict(
         noising: for the whole batch; None for an operator without features.
         share: which of the batch `pairs` are.
     """
-    features = time_embedding = None
+    z, features, time_embedding = pairs.clean, None, None
     if noising is not None:
         timesteps = noising.timesteps[share]
         alpha_bar = prior.alphas_cumprod[timesteps].float().view(-1, 1, 1, 1).to(prior.device)
-        noisy = noised(pairs.clean, noising.noise[share].to(prior.device), alpha_bar)
+        noisy = noised(z, noising.noise[share].to(prior.device), alpha_bar)
         with torch.no_grad():
             prediction = prior.predict(noisy, timesteps.to(prior.device), prompt, features=True)
+        z = to_clean(noisy, prediction.output, alpha_bar, prior.prediction_type)
         features, time_embedding = prediction.features, prediction.time_embedding
     with_embedding = operator.needs_sigma_embedding
-    return operator(
-        pairs.clean,
+    measured = operator(
+        z,
         pairs.noise_sigma,
         mask=pairs.mask,
         features=features,
         time_embedding=time_embedding,
         sigma_embedding=prior.sigma_embedding(pairs.noise_sigma) if with_embedding else None,
     )
+    return Predicted(z, measured)

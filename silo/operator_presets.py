@@ -8,8 +8,8 @@ from types import MappingProxyType
 
 from operators.convolutional import CompactCNN, PaperCNN
 from operators.errors import OperatorError
-from operators.latent import LatentOperator
-from operators.readout import ReadoutOperator
+from operators.latent import LatentOperator, architectures
+from operators.readout import ReadoutOperator, ResidualReadoutOperator
 from silo.prior import LatentPrior
 from silo.training_pictures import PAPER_AUGMENTATION, Augmentation
 
@@ -21,6 +21,8 @@ class OperatorTraining:
     Attributes:
         architecture: `LatentOperator.architecture` of what is trained.
         readout_channels: inner and outer width of the bottlenecks of a readout operator.
+        timestep_power: p of the timesteps T u^p, u uniform, whose features it reads in training;
+            above 1, the less noisy ones, which tell more of the measurement, come more often.
         resolution: side of the crops in pixels; None for the prior's native size.
         pictures: how many crops are encoded.
         noise_draws: measurements of each crop, each with its own noise level, noise and mask.
@@ -37,6 +39,7 @@ class OperatorTraining:
 
     architecture: str = CompactCNN.architecture
     readout_channels: tuple[int, int] = (96, 384)
+    timestep_power: float = 1.0
     resolution: int | None = None
     pictures: int = 2000
     noise_draws: int = 2
@@ -58,7 +61,10 @@ PRESETS: Mapping[str, OperatorTraining] = MappingProxyType(
     {
         "fast": OperatorTraining(),
         "fast-readout": OperatorTraining(
-            architecture=ReadoutOperator.architecture, readout_channels=(32, 128), noise_draws=1
+            architecture=ResidualReadoutOperator.architecture,
+            readout_channels=(32, 128),
+            timestep_power=2.0,
+            noise_draws=1,
         ),
         "paper-cnn": OperatorTraining(
             architecture=PaperCNN.architecture,
@@ -101,9 +107,10 @@ def build_operator(
     if settings.architecture == CompactCNN.architecture:
         return CompactCNN(channels, mask=mask, scale=prior.scale_factor)
     size = resolution // prior.scale_factor
-    if settings.architecture == ReadoutOperator.architecture:
+    network = architectures()[settings.architecture]
+    if issubclass(network, ReadoutOperator):
         inner, outer = settings.readout_channels
-        return ReadoutOperator(
+        return network(
             prior.feature_channels,
             channels,
             embedding_dim=prior.embedding_dim,

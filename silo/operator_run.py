@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from operators.catalog import Task, published_prior_name
 from operators.convolutional import PaperCNN
@@ -26,7 +25,7 @@ from silo.hub import CARD_NAME, EXAMPLE_NAME
 from silo.hub_dataset import HubDataset
 from silo.latent_cache import LatentCache, LatentPairs
 from silo.model_card import render_operator_card
-from silo.operator_prediction import draw_noising, predict
+from silo.operator_prediction import Noising, Predicted, draw_noising, predict
 from silo.operator_presets import OperatorTraining, build_operator
 from silo.own_degradation import check_degradation
 from silo.prior import LatentPrior, PromptEmbedding
@@ -133,11 +132,11 @@ class OperatorRun:
         for generator in loop:
             # The whole batch is drawn by every process, so that their number changes nothing.
             picks = torch.randint(len(self._cache), (settings.batch,), generator=generator)
-            extra = draw_noising(operator, prior, settings.batch, self._cache.side, generator)
+            extra = self._noising(operator, settings.batch, generator)
             pairs = self._cache.pairs(picks[share]).to(prior.device)
             with torch.autocast(prior.device.type, self.dtype, self.dtype != torch.float32):
                 predicted = predict(operator, prior, prompt, pairs, extra, share)
-            loop.update({"l1": F.l1_loss(predicted.float(), pairs.measured)})
+            loop.update({"l1": F.l1_loss(predicted.measured.float(), pairs.measured)})
             due = loop.step % arguments.validation_steps == 0 and loop.step < settings.steps
             if due and self.processes.is_main:
                 self._validate(loop, prompt, log, tracker)
@@ -162,6 +161,12 @@ class OperatorRun:
             mask=self.task.degradation.needs_mask,
         )
 
+    def _noising(
+        self, operator: LatentOperator, batch: int, generator: torch.Generator
+    ) -> Noising | None:
+        side, power = self._cache.side, self.settings.timestep_power
+        return draw_noising(operator, self.prior, batch, side, generator, power=power)
+
     def _latents(self, split: str) -> LatentCache:
         return LatentCache(
             self._latents_folder,
@@ -184,8 +189,8 @@ class OperatorRun:
         """Measure the averaged weights; returns errors on latents and of restorations."""
         prior, operator = self.prior, loop.average.eval()
 
-        def held_out_prediction(pairs: LatentPairs, generator: torch.Generator) -> Tensor:
-            extra = draw_noising(operator, prior, len(pairs.clean), self._cache.side, generator)
+        def held_out_prediction(pairs: LatentPairs, generator: torch.Generator) -> Predicted:
+            extra = self._noising(operator, len(pairs.clean), generator)
             pairs = pairs.to(prior.device)
             return predict(operator, prior, prompt, pairs, extra, slice(None))
 

@@ -16,6 +16,7 @@ from silo.data import PhotoFile, center_crop
 from silo.images import save_png
 from silo.latent_cache import LatentCache, LatentPairs
 from silo.metrics import scores
+from silo.operator_prediction import Predicted
 from silo.prior import LatentPrior
 from silo.request import PRESETS, RestorationRequest
 from silo.restorer import Restorer, Result
@@ -28,7 +29,7 @@ CHUNK = 8
 
 @torch.no_grad()
 def latent_errors(
-    predict: Callable[[LatentPairs, torch.Generator], Tensor], held_out: LatentCache
+    predict: Callable[[LatentPairs, torch.Generator], Predicted], held_out: LatentCache
 ) -> dict[str, float]:
     """Errors per latent element over all held-out pairs: L1 and RMSE, and L1 of H = identity.
 
@@ -40,11 +41,12 @@ def latent_errors(
     generator = torch.Generator().manual_seed(0)
     for picks in torch.arange(len(held_out)).split(CHUNK):
         pairs = held_out.pairs(picks)
-        error = predict(pairs, generator).float().cpu() - pairs.measured
+        given, predicted = (each.float().cpu() for each in predict(pairs, generator))
+        error = predicted - pairs.measured
         share = len(picks) / len(held_out)
         total["l1"] += share * float(error.abs().mean())
         total["square"] += share * float(error.square().mean())
-        total["l1_identity"] += share * float(F.l1_loss(pairs.clean, pairs.measured))
+        total["l1_identity"] += share * float(F.l1_loss(given, pairs.measured))
     square = total.pop("square")
     return {**total, "rmse": square**0.5}
 

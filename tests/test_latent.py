@@ -15,7 +15,7 @@ from operators.convolutional import CompactCNN, PaperCNN
 from operators.degradation import Degradation
 from operators.errors import OperatorError, OperatorFileError, OperatorNotFound
 from operators.latent import LatentOperator, architectures, check_metadata, read_config
-from operators.readout import ReadoutOperator
+from operators.readout import ReadoutOperator, ResidualReadoutOperator
 
 METADATA = {
     "task": "gaussian_blur",
@@ -39,6 +39,7 @@ def randomise(network: nn.Module, seed: int = 0) -> None:
 def make() -> list[LatentOperator]:
     return [
         ReadoutOperator([6, 3], 2, 5, 4, 4, 8, True, 2),
+        ResidualReadoutOperator([6, 3], 2, 5, 4, 4, 8, True, 2),
         PaperCNN(latent_channels=2, latent_size=4, embedding_dim=5),
         CompactCNN(latent_channels=2, width=8, blocks=2, mask=True, scale=2, groups=4),
     ]

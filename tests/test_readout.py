@@ -4,7 +4,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from operators.errors import OperatorError
-from operators.readout import SD15_FEATURE_CHANNELS, ReadoutOperator
+from operators.readout import (
+    SD15_FEATURE_CHANNELS,
+    ReadoutOperator,
+    ResidualReadoutOperator,
+)
 
 CHANNELS = [12, 6, 4]
 SIZES = [(2, 3), (4, 6), (8, 12)]
@@ -22,8 +26,8 @@ def noise(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def small(mask: bool = False) -> ReadoutOperator:
-    operator = ReadoutOperator(
+def untrained(kind: type[ReadoutOperator] = ReadoutOperator, mask: bool = False) -> ReadoutOperator:
+    return kind(
         CHANNELS,
         embedding_dim=10,
         sigma_map_size=4,
@@ -32,6 +36,10 @@ def small(mask: bool = False) -> ReadoutOperator:
         mask=mask,
         groups=4,
     )
+
+
+def small(mask: bool = False) -> ReadoutOperator:
+    operator = untrained(mask=mask)
     randomise(operator)
     return operator
 
@@ -218,6 +226,24 @@ def test_starts_with_an_even_mixture_and_he_weights() -> None:
     assert torch.equal(operator.mixing_weights, torch.ones(1))
     shortcut = operator.state_dict()["bottleneck_layers.0.shortcut.weight"]
     assert shortcut.std().item() == pytest.approx((2 / 256) ** 0.5, rel=0.02)
+
+
+@torch.no_grad()
+def test_the_residual_one_begins_as_the_identity_and_reads_z() -> None:
+    operator, features = untrained(ResidualReadoutOperator), decoder_features(1)
+    z, level, sigma = noise(1, 4, 8, 12), torch.zeros(1), noise(1, 10)
+    assert torch.equal(operator(z, level, features=features, sigma_embedding=sigma), z)
+    randomise(operator)
+    plain = small()
+    weights = operator.state_dict()
+    first = weights["output_head.0.weight"]
+    plain.load_state_dict(weights | {"output_head.0.weight": first[:, :-4]})
+    result = operator(z, level, features=features, sigma_embedding=sigma)
+    assert (result - z - plain(z, level, features=features, sigma_embedding=sigma)).abs().max() > 1
+    first[:, -4:] = 0  # what reads z
+    result = operator(z, level, features=features, sigma_embedding=sigma)
+    expected = z + plain(z, level, features=features, sigma_embedding=sigma)
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_refuses_features_of_another_prior() -> None:

@@ -27,9 +27,12 @@ from silo.__main__ import main
 from silo.data import Photo, center_crop, list_photos
 from silo.errors import BadRequest
 from silo.images import load_image
+from silo.latent_cache import LatentPairs
 from silo.metric_weights import FILES, WEIGHTS_VARIABLE
 from silo.model_card import NO_LICENSE, read_license
-from silo.operator_presets import PRESETS
+from silo.operator_prediction import draw_noising, predict
+from silo.operator_presets import PRESETS, build_operator
+from silo.prior import LatentPrior
 from silo.processes import Processes
 from silo.training_log import TrainingLog
 from silo.training_loop import warmup_cosine
@@ -299,6 +302,42 @@ def test_presets_are_the_papers() -> None:
     assert (cnn.learning_rate, cnn.steps, cnn.batch) == (1e-3, 100_000, 16)
     # Published for pictures in [-1, 1]: up to 0.1 and 0.04.
     assert (readout.noise_range, cnn.noise_range) == ((0.0, 0.05), (0.0, 0.02))
+
+
+@torch.no_grad()
+def test_an_operator_is_trained_on_what_it_is_given_in_sampling() -> None:
+    """Of a clean latent alone, or of the clean estimate that its features belong to."""
+    prior = LatentPrior.load("tiny")
+    clean = torch.randn(2, 8, 32, 32, generator=torch.Generator().manual_seed(0))
+    pairs = LatentPairs(clean, clean, torch.zeros(2), None)
+    for preset in ("fast", "fast-readout"):
+        operator = build_operator(PRESETS[preset], prior, 256, mask=False)  # still the identity
+        generator = torch.Generator().manual_seed(1)
+        noising = draw_noising(operator, prior, 2, 256, generator, power=1.0)
+        given, found = predict(operator, prior, prior.embed(""), pairs, noising, slice(None))
+        assert torch.equal(given, found)
+        if noising is None:
+            assert preset == "fast" and torch.equal(found, clean)
+            continue
+        alpha_bar = prior.alphas_cumprod[noising.timesteps].float().view(-1, 1, 1, 1)
+        noisy = alpha_bar**0.5 * clean + (1 - alpha_bar) ** 0.5 * noising.noise
+        v = prior.predict(noisy, noising.timesteps, prior.embed("")).output
+        expected = alpha_bar**0.5 * noisy - (1 - alpha_bar) ** 0.5 * v
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+        assert float((found - clean).abs().mean()) > 0.1
+
+
+def test_fast_readout_operators_see_little_noise_more_often() -> None:
+    prior = LatentPrior.load("tiny")
+    operator = build_operator(PRESETS["fast-readout"], prior, 256, mask=False)
+    shares = {}
+    for preset in ("paper-readout", "fast-readout"):
+        power, generator = PRESETS[preset].timestep_power, torch.Generator().manual_seed(0)
+        noising = draw_noising(operator, prior, 4000, 8, generator, power=power)
+        assert noising is not None and 1 <= noising.timesteps.min() < 20
+        assert 980 < noising.timesteps.max() <= 999
+        shares[preset] = float((noising.timesteps < 250).float().mean())
+    assert shares == pytest.approx({"paper-readout": 0.25, "fast-readout": 0.5}, abs=0.03)
 
 
 def test_the_fast_readout_operator_is_small(options: list[str], tmp_path: Path) -> None:

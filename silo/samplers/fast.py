@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,15 +20,21 @@ Measure = Callable[[Tensor], Tensor]  # H_theta of clean estimates (B, C, h, w)
 # Where H_theta weakens detail, a step made for a Jacobian of 1 falls short: one for a smaller, down
 # to this, is longer. Corrections converge where the Jacobian's norm, which is near 1, is below 2 J.
 JACOBIAN = 0.65
-PROBES = 3  # corrections of w by itself, after which it shows whether they converge
-# They do not where the last leaves more than STALLED of the error that the one before it left, and
-# more than REMAINING of the first: what has become small may well stay as it is.
-STALLED = 0.92
-REMAINING = 0.25
-DESCENT_STEPS = 5  # in place of one correction, where corrections do not converge
-# The share of the predicted noise in the next level's, in the less noisy half of the steps, where
-# it sharpens textures. Before, all is fresh: kept noise becomes clutter where nothing is measured.
-KEPT_NOISE = 0.65
+PROBES = 3  # corrections of w by itself, which show what corrections can reach
+# They do not converge where the last leaves more than STALLED of the error that the one before it
+# left, and more than REMAINING of the first: what has become small may well stay as it is.
+STALLED, REMAINING = 0.92, 0.25
+# In place of a correction then: so many steps of descent, which leave so many times as much open.
+DESCENT_STEPS, DESCENT_DOUBT = 5, 2.0
+# The share of the first error that they leave tells how much detail H_theta loses, from none to
+# all that matters. The less it loses, the longer the steps set shapes, and errors of theirs are
+# taken back: with a correction, and noise that is all fresh.
+LOST_NONE, LOST_ALL = 0.1, 0.2
+SHAPING_WHERE_KNOWN, SHAPING_WHERE_LOST = 0.5, 0.25
+# Then a share of the predicted noise is kept in the next level's, by which textures come out
+# sharper; where they are lost, more, and noise a little weaker, lest they come out too sharp.
+KEPT_WHERE_KNOWN, KEPT_WHERE_LOST = 0.65, 0.9
+NOISE_WHERE_LOST = 0.98
 # rmse of an operator that does not say its own, per latent element.
 DEFAULT_RMSE = 0.15
 
@@ -51,10 +58,10 @@ def silo_fast(
 
     Where H_theta loses detail altogether, as in SR x8, such corrections stop short of w and grow
     what cannot be reached; where it turns detail around, as a motion blur does, they diverge. This
-    is tried on w beforehand. A measurement of that kind is answered, in the less noisy half of the
-    steps, by gradient descent on ||w - H_theta(z)||^2 / s^2 + ||z - z0hat||^2 / (eta r^2), through
-    H_theta alone; in the other half, which paints no detail, a correction does as well. J is what
-    the first trial shows, between JACOBIAN and 1.
+    is tried on w beforehand. A measurement of that kind is answered, once shapes are set, by
+    gradient descent on ||w - H_theta(z)||^2 / s^2 + ||z - z0hat||^2 / (2 eta r^2), through H_theta
+    alone. J is what the first trial shows, between JACOBIAN and 1; what the last leaves tells how
+    much detail the denoiser has to draw, and so how much of the noise that it predicts is kept.
 
     For the arguments see `Sampler`; here eta divides the variance that H_theta's error is taken
     to have, and 0 leaves w out. What lies in a hole is left to the denoiser.
@@ -71,8 +78,7 @@ def silo_fast(
     w = problem.measurement_latent
     known = _known(problem.mask, w)
     rmse = DEFAULT_RMSE if operator is None else operator.metadata.get("rmse", DEFAULT_RMSE)
-    z = standard_normal(generators, w)
-    jacobian, stalling = w.new_tensor(JACOBIAN), None
+    z, trials = standard_normal(generators, w), None
     for index, (t, alpha_bar, alpha_bar_prev) in enumerate(schedule):
         prediction = problem.predict(z, t)
         kind = problem.prior.prediction_type
@@ -81,42 +87,54 @@ def silo_fast(
         measure = partial(problem.predict_measurement, prediction=prediction)
         error = known * (w - measure(clean))
         residual = vector_norm(error, dim=(1, 2, 3))
-        doubt = eta * (1 - alpha_bar)
-        if index == 0:
-            jacobian, stalling = _trials(measure, w, known)
-        moved = clean + doubt / (jacobian * known * doubt + rmse**2) * error
-        paints_detail = index >= len(schedule) // 2
-        if stalling is not None and paints_detail:
-            descended = _descend(measure, clean, w, known, doubt, rmse**2)
-            moved = torch.where(stalling, descended, moved)
-        kept = KEPT_NOISE if paints_detail else 0.0
-        noise = kept * epsilon + (1 - kept**2) ** 0.5 * standard_normal(generators, z)
+        if trials is None:
+            trials = _trials(measure, w, known, holes=problem.mask is not None)
+        doubt, progress = eta * (1 - alpha_bar), (index + 0.5) / len(schedule)
+        moved = clean + doubt / (trials.jacobian * known * doubt + rmse**2) * error
+        if trials.stalling is not None and progress >= SHAPING_WHERE_LOST:
+            descended = _descend(measure, clean, w, known, DESCENT_DOUBT * doubt, rmse**2)
+            moved = torch.where(trials.stalling, descended, moved)
+        noise = _noise(epsilon, standard_normal(generators, z), trials.lost, progress)
         z = alpha_bar_prev**0.5 * moved + (1 - alpha_bar_prev) ** 0.5 * noise
         yield Step(index, len(schedule), t, clean, z, residual)
 
 
-def _trials(measure: Measure, w: Tensor, known: Tensor) -> tuple[Tensor, Tensor | None]:
-    """How corrections of w by itself fare: `_jacobian` and `_stalling`."""
+class _Trials(NamedTuple):
+    """How corrections of w by itself fare, each (1 or B, 1, 1, 1).
+
+    Attributes:
+        jacobian: J, how much of a step H_theta passes on, within JACOBIAN and 1.
+        lost: how much detail H_theta loses, from 0 to 1.
+        stalling: of which measurements they do not converge; None if all do.
+    """
+
+    jacobian: Tensor
+    lost: Tensor
+    stalling: Tensor | None
+
+
+def _trials(measure: Measure, w: Tensor, known: Tensor, *, holes: bool) -> _Trials:
+    """Correct w by itself; beside `holes`, what is known is taken to lose nothing."""
     z, predicted, errors = w, [], []
     for _ in range(PROBES + 1):
         predicted.append(measure(z))
         errors.append(known * (w - predicted[-1]))
         z = z + errors[-1] / JACOBIAN
-    return _jacobian(errors[0] / JACOBIAN, predicted[1] - predicted[0]), _stalling(errors)
+    first, *_, before, last = (vector_norm(e, dim=(1, 2, 3), keepdim=True) for e in errors)
+    lost = (last / first).nan_to_num(0).sub(LOST_NONE).div(LOST_ALL - LOST_NONE).clamp(0, 1)
+    stalling = (last > STALLED * before) & (last > REMAINING * first)
+    return _Trials(
+        _jacobian(errors[0] / JACOBIAN, predicted[1] - predicted[0]),
+        torch.zeros_like(lost) if holes else lost,
+        stalling if stalling.any() else None,
+    )
 
 
 def _jacobian(step: Tensor, response: Tensor) -> Tensor:
-    """How much of a step H_theta passes on, (1 or B, 1, 1, 1), within JACOBIAN and 1."""
+    """How much of a step H_theta passes on, J, (1 or B, 1, 1, 1), within JACOBIAN and 1."""
     along = (response * step).sum(dim=(1, 2, 3), keepdim=True)
     squared = step.square().sum(dim=(1, 2, 3), keepdim=True)
-    return (along / squared.clamp(min=torch.finfo(step.dtype).tiny)).clamp(JACOBIAN, 1)
-
-
-def _stalling(errors: Sequence[Tensor]) -> Tensor | None:
-    """For which measurements corrections do not converge, (1 or B, 1, 1, 1); None if for none."""
-    norms = [vector_norm(error, dim=(1, 2, 3), keepdim=True) for error in errors]
-    stalling = (norms[-1] > STALLED * norms[-2]) & (norms[-1] > REMAINING * norms[0])
-    return stalling if stalling.any() else None
+    return (along / squared).nan_to_num(1).clamp(JACOBIAN, 1)  # 0 / 0: w is passed on as it is
 
 
 def _descend(
@@ -135,6 +153,14 @@ def _descend(
         z = z.detach()
         z = z + (doubt * pull - variance * (z - clean)) / (JACOBIAN * doubt + variance)
     return z
+
+
+def _noise(epsilon: Tensor, fresh: Tensor, lost: Tensor, progress: float) -> Tensor:
+    """The next level's noise (B, C, h, w), of the predicted and fresh noise, both so shaped."""
+    kept = KEPT_WHERE_LOST * lost * (progress >= SHAPING_WHERE_LOST)
+    kept = kept + KEPT_WHERE_KNOWN * (1 - lost) * (progress >= SHAPING_WHERE_KNOWN)
+    strength = 1 + (NOISE_WHERE_LOST - 1) * lost
+    return strength * (kept * epsilon + (1 - kept**2) ** 0.5 * fresh)
 
 
 def _known(mask: Tensor | None, w: Tensor) -> Tensor:

@@ -764,6 +764,7 @@ def test_the_papers_operators_are_pushed_by_task_and_prior(local_hub: Hub) -> No
                 local_hub.repositories[f"models/{name}"].files["config.json"].content
             )
             assert (config["metadata"]["task"], config["metadata"]["prior"]) == (task, prior)
+            assert config["architecture"] == "compact_cnn"
 
 
 def test_a_folder_is_made_to_hold_nothing_else(local_hub: Hub, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi
 from operators.catalog import SHELF, TASKS, shelf
 from operators.download_record import read_records
 from operators.errors import OperatorError, OperatorFileError, OperatorNotFound
-from operators.latent import LatentOperator
+from operators.latent import LatentOperator, architectures
 from operators.pretrained import download_errors
 from silo import hub
 from silo.errors import BadRequest
@@ -41,7 +41,7 @@ def _list(arguments: argparse.Namespace) -> int:
         else:
             name = row.name if row.commit is None else f"{row.name}@{row.commit[:12]}"
             print(
-                f"{row.task or '-':<22}{row.prior or '-':<10}{row.architecture:<14}"
+                f"{row.task or '-':<22}{row.prior or '-':<10}{row.architecture:<17}"
                 f"{row.size / 1e6:>7.1f} MB  {row.license or '-':<14}{row.source:<7}{name}"
             )
     return 0
@@ -63,15 +63,20 @@ def _push(arguments: argparse.Namespace) -> int:
 
 
 def _find_folder(name: str, prior: str | None) -> Path:
-    """The folder that was named, or the one on the shelf for the task, and prior, that was."""
+    """The folder that was named, or the one on the shelf for the task, and prior, that was.
+
+    Beside an operator that reads the latent alone, those that read features go by their folders.
+    """
     if Path(name).is_dir() or name not in TASKS:
         if prior is not None:
             raise BadRequest(f"--prior goes with a task of the shelf, and {name} is none: drop it.")
         return Path(name)
     entries = [entry for entry in shelf() if entry.task == name]
     found = [entry for entry in entries if prior in (None, entry.prior)]
-    if len(found) == 1:
-        return found[0].folder
+    reading_latents = [e for e in found if not architectures()[e.architecture].needs_features]
+    for candidates in (found, reading_latents):
+        if len(candidates) == 1:
+            return candidates[0].folder
     wanted = name if prior is None else f"{name} on {prior}"
     choices = ", ".join(f"{entry.folder} for --prior {entry.prior}" for entry in entries)
     raise BadRequest(

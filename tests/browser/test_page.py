@@ -229,7 +229,7 @@ def test_an_operator_brings_the_damage_of_its_author(page: Page, app: App, tmp_p
         expect(status).not_to_contain_text("choose or add its operator")
         restore(page, steps=2)
         expect(status).to_have_text(FINISHED)
-    parameters = read_parameters(downloaded(page, tmp_path))
+        parameters = read_parameters(downloaded(page, tmp_path))
     assert parameters is not None
     assert (parameters["task"], parameters["noise_sigma"]) == ("old_lens", 0.04)
 

@@ -26,9 +26,9 @@ PROBES = 3  # corrections of w by itself, which show what corrections can reach
 STALLED, REMAINING = 0.92, 0.25
 # In place of a correction then: so many steps of descent, which leave so many times as much open.
 DESCENT_STEPS, DESCENT_DOUBT = 5, 2.0
-# The share of the first error that they leave tells how much detail H_theta loses, from none to
-# all that matters. The less it loses, the longer the steps set shapes, and errors of theirs are
-# taken back: with a correction, and noise that is all fresh.
+# The share of the first error that the trial corrections leave tells how much detail H_theta
+# loses, from none to all that matters. The less it loses, the longer the steps set shapes, and
+# errors of theirs are taken back: with a correction, and noise that is all fresh.
 LOST_NONE, LOST_ALL = 0.1, 0.2
 SHAPING_WHERE_KNOWN, SHAPING_WHERE_LOST = 0.5, 0.25
 # Then a share of the predicted noise is kept in the next level's, by which textures come out

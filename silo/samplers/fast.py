@@ -32,9 +32,13 @@ DESCENT_STEPS, DESCENT_DOUBT = 5, 2.0
 LOST_NONE, LOST_ALL = 0.1, 0.2
 SHAPING_WHERE_KNOWN, SHAPING_WHERE_LOST = 0.5, 0.25
 # Then a share of the predicted noise is kept in the next level's, by which textures come out
-# sharper; where they are lost, more, and noise a little weaker, lest they come out too sharp.
-KEPT_WHERE_KNOWN, KEPT_WHERE_LOST = 0.65, 0.9
+# sharper; in a hole less, where it becomes clutter. Where detail is lost, noise is a little
+# weaker, lest textures come out too sharp.
+KEPT, KEPT_IN_HOLES = 0.95, 0.65
 NOISE_WHERE_LOST = 0.98
+# In the last steps noise, too, is corrected, by so much of what an estimate is. Not sooner: what
+# is measured around a hole would have less noise than the hole, which then fills with shards.
+SETTLING, SETTLED = 0.8, 0.5
 # rmse of an operator that does not say its own, per latent element.
 DEFAULT_RMSE = 0.15
 
@@ -61,7 +65,10 @@ def silo_fast(
     is tried on w beforehand. A measurement of that kind is answered, once shapes are set, by
     gradient descent on ||w - H_theta(z)||^2 / s^2 + ||z - z0hat||^2 / (2 eta r^2), through H_theta
     alone. J is what the first trial shows, between JACOBIAN and 1; what the last leaves tells how
-    much detail the denoiser has to draw, and so how much of the noise that it predicts is kept.
+    much detail the denoiser has to draw, and so how soon the noise that it predicts is kept.
+
+    In the last steps noise is corrected halfway, too, by what H_theta passes on of it: what is
+    measured settles, without grain, and what is not is still drawn.
 
     For the arguments see `Sampler`; here eta divides the variance that H_theta's error is taken
     to have, and 0 leaves w out. What lies in a hole is left to the denoiser.
@@ -90,12 +97,17 @@ def silo_fast(
         if trials is None:
             trials = _trials(measure, w, known, holes=problem.mask is not None)
         doubt, progress = eta * (1 - alpha_bar), (index + 0.5) / len(schedule)
-        moved = clean + doubt / (trials.jacobian * known * doubt + rmse**2) * error
+        gain = doubt / (trials.jacobian * known * doubt + rmse**2)
+        moved = clean + gain * error
         if trials.stalling is not None and progress >= SHAPING_WHERE_LOST:
             descended = _descend(measure, clean, w, known, DESCENT_DOUBT * doubt, rmse**2)
             moved = torch.where(trials.stalling, descended, moved)
-        noise = _noise(epsilon, standard_normal(generators, z), trials.lost, progress)
-        z = alpha_bar_prev**0.5 * moved + (1 - alpha_bar_prev) ** 0.5 * noise
+        fresh = standard_normal(generators, z)
+        noise = (1 - alpha_bar_prev) ** 0.5 * _noise(epsilon, fresh, trials.lost, known, progress)
+        if progress >= SETTLING and alpha_bar_prev < 1:
+            grown = known * (w - measure(clean + noise)) - error
+            noise = noise + SETTLED * (1 - trials.lost) * gain * grown
+        z = alpha_bar_prev**0.5 * moved + noise
         yield Step(index, len(schedule), t, clean, z, residual)
 
 
@@ -114,7 +126,7 @@ class _Trials(NamedTuple):
 
 
 def _trials(measure: Measure, w: Tensor, known: Tensor, *, holes: bool) -> _Trials:
-    """Correct w by itself; beside `holes`, what is known is taken to lose nothing."""
+    """Correct w by itself; beside `holes`, no detail is taken to be lost where that converges."""
     z, predicted, errors = w, [], []
     for _ in range(PROBES + 1):
         predicted.append(measure(z))
@@ -125,7 +137,7 @@ def _trials(measure: Measure, w: Tensor, known: Tensor, *, holes: bool) -> _Tria
     stalling = (last > STALLED * before) & (last > REMAINING * first)
     return _Trials(
         _jacobian(errors[0] / JACOBIAN, predicted[1] - predicted[0]),
-        torch.zeros_like(lost) if holes else lost,
+        lost * stalling if holes else lost,
         stalling if stalling.any() else None,
     )
 
@@ -155,10 +167,11 @@ def _descend(
     return z
 
 
-def _noise(epsilon: Tensor, fresh: Tensor, lost: Tensor, progress: float) -> Tensor:
+def _noise(epsilon: Tensor, fresh: Tensor, lost: Tensor, known: Tensor, progress: float) -> Tensor:
     """The next level's noise (B, C, h, w), of the predicted and fresh noise, both so shaped."""
-    kept = KEPT_WHERE_LOST * lost * (progress >= SHAPING_WHERE_LOST)
-    kept = kept + KEPT_WHERE_KNOWN * (1 - lost) * (progress >= SHAPING_WHERE_KNOWN)
+    shaped = lost * (progress >= SHAPING_WHERE_LOST)
+    shaped = shaped + (1 - lost) * (progress >= SHAPING_WHERE_KNOWN)
+    kept = shaped * (KEPT_IN_HOLES + (KEPT - KEPT_IN_HOLES) * known)
     strength = 1 + (NOISE_WHERE_LOST - 1) * lost
     return strength * (kept * epsilon + (1 - kept**2) ** 0.5 * fresh)
 

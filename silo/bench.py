@@ -40,6 +40,7 @@ from silo.prior import LatentPrior
 from silo.prior_files import Components
 from silo.request import PRESETS, Preset
 from silo.samplers import SAMPLERS, Problem
+from silo.samplers.fast import PROBES, SETTLING
 from silo.schedule import spaced
 
 RANDOM_SD15 = "sd15-random"
@@ -269,9 +270,12 @@ def _image_seconds(seconds: Seconds) -> dict[str, float]:
 
 
 def _preset_seconds(seconds: Seconds, preset: Preset) -> float:
+    """Sampling alone; of `silo-fast` with the evaluations of H_theta that not every step makes."""
     step = f"{preset.sampler}/compact_cnn"
     first = seconds.get(step + FIRST_STEP, seconds[step])
-    return first + (preset.steps - 1) * seconds[step]
+    evaluation = (first - seconds[step]) / (PROBES + 1)
+    settling = sum((k + 0.5) / preset.steps >= SETTLING for k in range(preset.steps - 1))
+    return first + (preset.steps - 1) * seconds[step] + settling * evaluation
 
 
 def resample_seconds(seconds: Seconds) -> float:

@@ -134,7 +134,7 @@ def test_steps_approach_the_posterior_in_what_is_measured_and_what_is_not(
         (0.05, False, 0, 0.95, 1),
         (0.15, False, 0.475, 0.95, 0.99),
         (0.5, False, 0.95, 0.95, 0.98),
-        (0.5, True, 0, 0.65, 1),
+        (0.5, True, 0, 0.4, 1),
     ],
 )
 def test_predicted_noise_is_kept_where_it_draws_what_the_operator_loses(

@@ -34,7 +34,7 @@ SHAPING_WHERE_KNOWN, SHAPING_WHERE_LOST = 0.5, 0.25
 # Then a share of the predicted noise is kept in the next level's, by which textures come out
 # sharper; in a hole less, where it becomes clutter. Where detail is lost, noise is a little
 # weaker, lest textures come out too sharp.
-KEPT, KEPT_IN_HOLES = 0.95, 0.65
+KEPT, KEPT_IN_HOLES = 0.95, 0.4
 NOISE_WHERE_LOST = 0.98
 # In the last steps noise, too, is corrected, by so much of what an estimate is. Not sooner: what
 # is measured around a hole would have less noise than the hole, which then fills with shards.

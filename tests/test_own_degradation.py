@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from operators.catalog import own_task, shelf
+from operators.catalog import TASKS, own_task, shelf
 from operators.convolutional import CompactCNN
 from operators.degradation import Degradation
 from operators.errors import OperatorError
@@ -156,13 +156,9 @@ def test_json_describes_a_kind_of_the_catalog(tmp_path: Path) -> None:
             load_degradation(str(_write(tmp_path, bad, "bad.json")))
 
 
-def test_every_kind_of_the_catalog_passes_the_check() -> None:
-    for degradation in (
-        Degradation("inpainting_free"),
-        Degradation("jpeg", {"quality": 10}),
-        Degradation("super_resolution", {"factor": 4}),
-    ):
-        check_degradation(degradation, 32)
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_of_the_catalog_passes_the_check(task: str) -> None:
+    check_degradation(TASKS[task].degradation, 32)  # raises what it finds
 
 
 def test_a_task_of_ones_own_may_not_take_a_name_of_the_catalog() -> None:

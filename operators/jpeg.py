@@ -59,7 +59,7 @@ class Jpeg(PixelOperator):
         shows, since noise is small beside the steps: within half a step it may be anything.
         """
         height, width = x.shape[-2:]
-        luma, chroma = self._table(LUMA_TABLE), self._table(CHROMA_TABLE)
+        luma, chroma = self.luma_steps, self._table(CHROMA_TABLE)
         stored = [to_coefficients(part) for part in _parts(_to_ycc(y))]
         for _ in range(PASSES):
             ycc = _to_ycc(x)
@@ -74,10 +74,15 @@ class Jpeg(PixelOperator):
             x = _to_rgb(ycc + torch.cat(moved, dim=1))[..., :height, :width]
         return x
 
+    @property
+    def luma_steps(self) -> Tensor:
+        """What the coefficients of luma are rounded to multiples of, (8, 8), in levels."""
+        return self._table(LUMA_TABLE)
+
     def _apply(self, x: Tensor, mask: Tensor | None) -> Tensor:
         height, width = x.shape[-2:]
         luma, chroma = _parts(_to_ycc(x))
-        luma = _quantise(luma, self._table(LUMA_TABLE))
+        luma = _quantise(luma, self.luma_steps)
         chroma = _quantise(chroma, self._table(CHROMA_TABLE))
         chroma = F.interpolate(chroma, scale_factor=2, mode="bilinear", align_corners=False)
         return _to_rgb(torch.cat([luma, chroma], dim=1))[..., :height, :width]
@@ -86,6 +91,12 @@ class Jpeg(PixelOperator):
         """The table (8, 8) of quantisation steps, 1 to 255, that libjpeg derives from `quality`."""
         percent = 5000 // self.quality if self.quality < 50 else 200 - 2 * self.quality
         return ((torch.tensor(base) * percent + 50) // 100).clamp(1, 255)
+
+
+def luma_coefficients(images: Tensor) -> Tensor:
+    """The cosine transform of the 8x8 blocks of the luma of images, (B, 1, H / 8, W / 8, 8, 8)."""
+    luma, _ = _parts(_to_ycc(images))
+    return to_coefficients(luma)
 
 
 def _mix(images: Tensor, matrix: Tensor) -> Tensor:

@@ -164,6 +164,18 @@ class PixelOperator(ABC):
         """
         return explain(self, x, y, noise_sigma) if self.linear and not self.needs_mask else x
 
+    def unexplainable(self, y: Tensor) -> float:
+        """How much y has of what A lets nothing of through: noise, or detail A never touched.
+
+        Args:
+            y: one measurement (1, 3, h, w) in [-1, 1].
+
+        Returns:
+            The standard deviation of white noise with as much of it, in [0, 1] units; 0 for a kind
+            that lets something of everything through.
+        """
+        return 0.0
+
     def draw_mask(self, height: int, width: int, generator: torch.Generator) -> Tensor | None:
         """A mask (1, 1, height, width), 1 = known, 0 = hole; None for a kind that takes none.
 

@@ -162,6 +162,11 @@ class Fit:
     factor: int = 1
 
     @property
+    def scale(self) -> float:
+        """A length in `scaled` over the same in `original`, at most 1."""
+        return max(self.scaled) / max(self.original)
+
+    @property
     def working(self) -> tuple[int, int]:
         """(height, width) of the full-size picture that is worked on: `padded` times `factor`."""
         return self.padded[0] * self.factor, self.padded[1] * self.factor
@@ -198,13 +203,21 @@ class Fit:
         return restored[..., :height, :width]
 
 
-def fit(pixels: Tensor, *, multiple: int, max_pixels: int, factor: int = 1) -> tuple[Tensor, Fit]:
+def fit(
+    pixels: Tensor,
+    *,
+    multiple: int,
+    max_pixels: int,
+    max_side: int | None = None,
+    factor: int = 1,
+) -> tuple[Tensor, Fit]:
     """Works out how `pixels` go on the grid, without distortion, and puts them there.
 
     Args:
         pixels: (B, 3, H, W) of any size: a picture, or the low-resolution measurement of one.
         multiple: the sides of the full-size picture must be multiples of this.
         max_pixels: the full-size picture, padding included, has at most so many.
+        max_side: the longer side of the fitted pixels, without padding, is at most so long.
         factor: the full-size picture's sides over those of `pixels` (super-resolution).
 
     Returns:
@@ -226,6 +239,8 @@ def fit(pixels: Tensor, *, multiple: int, max_pixels: int, factor: int = 1) -> t
             f"the result has at most {MAX_PIXELS // 10**6}."
         )
     scaled = _largest_size(height, width, unit, cells)
+    if max_side is not None and max_side < max(scaled):
+        scaled = _scaled_to(height, width, max_side)
     padded = (ceil(scaled[0] / unit) * unit, ceil(scaled[1] / unit) * unit)
     plan = Fit((height, width), scaled, padded, factor)
     return plan.apply(pixels), plan
@@ -236,19 +251,22 @@ def _largest_size(height: int, width: int, unit: int, cells: int) -> tuple[int, 
 
     Searched over the length of the long side, on which the number of cells depends monotonically.
     """
-    long, short = max(height, width), min(height, width)
-
-    def short_side(length: int) -> int:
-        return max(1, (2 * short * length + long) // (2 * long))  # rounded
-
-    low, high = 1, long
+    low, high = 1, max(height, width)
     while low < high:
         middle = (low + high + 1) // 2
-        if ceil(middle / unit) * ceil(short_side(middle) / unit) <= cells:
+        first, second = _scaled_to(height, width, middle)
+        if ceil(first / unit) * ceil(second / unit) <= cells:
             low = middle
         else:
             high = middle - 1
-    return (low, short_side(low)) if height >= width else (short_side(low), low)
+    return _scaled_to(height, width, low)
+
+
+def _scaled_to(height: int, width: int, length: int) -> tuple[int, int]:
+    """The (height, width) of the same shape whose longer side is `length`."""
+    long, short = max(height, width), min(height, width)
+    shorter = max(1, (2 * short * length + long) // (2 * long))  # rounded
+    return (length, shorter) if height >= width else (shorter, length)
 
 
 def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from operators.blur import GaussianBlur
 from operators.degradation import Degradation
 from operators.pixel import measure
 from silo import masks
 from silo.images import Fit, fit, to_pil
+from silo.matching import Matched, match
 from silo.noise import estimate_noise
 from silo.prior import LatentPrior
 from silo.request import RestorationRequest
@@ -20,7 +23,16 @@ from silo.streams import stream
 # Pictures of up to twice the prior's side are worked on at their own size, larger ones scaled down:
 # beyond that a Stable Diffusion prior repeats its subjects, and memory grows with the area.
 LARGEST_SIDE_RATIO = 2
+# Those with a strong blur are scaled down to no less than this.
+SMALLEST_SIDE_RATIO = 0.5
 FADE_RADIUS = 2  # px; half the width of the seam around a hole
+# A photo is doubted that has so many times more of what the damage would have taken than noise, or
+# than JPEG files commonly have, accounts for.
+DOUBTED, LEAST_DOUBTED = 2.0, 0.01
+DOUBT = (
+    "The photo has detail that this damage would have taken from it, so it is damaged less, or "
+    "otherwise; its restoration may look harsh."
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,9 @@ class Measured:
         fit: how the picture went on the grid, at the size of what is restored.
         keep_known: whether a restoration has to agree with what is known.
         original: what is left of a picture that was scaled down; None where nothing is.
+        missing: the blur that a photo lacks of what its operator was trained for, if any.
+        found: what a photo was found to show, if that is not what is expected.
+        doubt: what speaks against a photo's having been damaged as is said.
     """
 
     degradation: Degradation
@@ -57,11 +72,23 @@ class Measured:
     fit: Fit
     keep_known: bool = False
     original: Original | None = None
+    missing: GaussianBlur | None = None
+    found: str | None = None
+    doubt: str | None = None
 
     @property
     def full_size(self) -> Tensor:
         """The measurement as large as the restoration, (1, 3, H, W)."""
         return self.degradation.operator().to_full_size(self.y).clamp(-1, 1)
+
+    @property
+    def to_encode(self) -> Tensor:
+        """What an operator was trained for, (1, 3, H, W): `y`, blurred as much further as it lacks.
+
+        What this loses, `finish` brings back from `y` itself.
+        """
+        y = self.y if self.missing is None else self.missing.forward(self.y)
+        return self.degradation.operator().to_full_size(y)
 
     @property
     def output_size(self) -> Tensor:
@@ -83,10 +110,30 @@ class Measured:
             return self.fill_in(decoded)
         return self.degradation.operator().explain(decoded, self.y, self._noise_sigma())
 
+    def notices(self) -> list[str]:
+        """What a photo shows of its damage, in sentences for the user."""
+        return [*([] if self.found is None else [self.found]), *self.doubts()]
+
+    def doubts(self) -> list[str]:
+        """What a photo shows against its having been damaged as is said; a sentence, or none."""
+        if self.doubt is not None:
+            return [self.doubt]
+        if self.clean is not None:
+            return []
+        accounted = DOUBTED * max(self._white_noise(), LEAST_DOUBTED)
+        return [] if self._unexplainable() < accounted else [DOUBT]
+
     def _noise_sigma(self) -> float:
         """What is assumed; or what a photo shows, if that is more: blur would be undone with it."""
-        assumed = self.degradation.noise_sigma
-        return assumed if self.clean is not None else max(assumed, estimate_noise(to_pil(self.y)))
+        if self.clean is not None:
+            return self.degradation.noise_sigma
+        return max(self._white_noise(), self._unexplainable())
+
+    def _white_noise(self) -> float:
+        return max(self.degradation.noise_sigma, estimate_noise(to_pil(self.y)))
+
+    def _unexplainable(self) -> float:
+        return self.degradation.operator().unexplainable(self.y)
 
     def at_output_size(self, finished: Tensor) -> Tensor:
         """Finished pictures (B, 3, H, W) on the grid as they come back, (B, 3, *fit.output)."""
@@ -102,12 +149,13 @@ def take_measurement(request: RestorationRequest, prior: LatentPrior) -> Measure
     degradation = request.effective_degradation
     operator = degradation.operator()
     generator = measurement_generator(request.seed)
-    picture, plan = fit(
-        request.image,
-        multiple=prior.size_multiple,
-        max_pixels=(LARGEST_SIDE_RATIO * prior.native_size) ** 2,
-        factor=1 if request.simulate else operator.downscale,
-    )
+    place = partial(_place, request, prior)
+    if request.simulate:
+        matched = Matched(*place(None), degradation)
+    else:
+        least_side = round(SMALLEST_SIDE_RATIO * prior.native_size)
+        matched = match(place, degradation, least_side=least_side, blur_std=request.blur_std)
+    picture, plan = matched.picture, matched.fit
     mask = None
     if request.mask is not None:
         mask = masks.fit(request.mask, plan)
@@ -123,7 +171,31 @@ def take_measurement(request: RestorationRequest, prior: LatentPrior) -> Measure
     scaled = plan.scaled != plan.original
     if scaled and request.keep_known and request.mask is not None and not request.simulate:
         original = Original(request.image, request.mask)
-    return Measured(degradation, y, mask, clean, plan, request.keep_known, original)
+    return Measured(
+        matched.degradation,
+        y,
+        mask,
+        clean,
+        plan,
+        keep_known=request.keep_known,
+        original=original,
+        missing=matched.missing,
+        found=matched.found,
+        doubt=matched.doubt,
+    )
+
+
+def _place(
+    request: RestorationRequest, prior: LatentPrior, max_side: int | None
+) -> tuple[Tensor, Fit]:
+    """The picture on the prior's grid, and how it went there; the longer side at most so long."""
+    return fit(
+        request.image,
+        multiple=prior.size_multiple,
+        max_pixels=(LARGEST_SIDE_RATIO * prior.native_size) ** 2,
+        max_side=max_side,
+        factor=1 if request.simulate else request.effective_degradation.operator().downscale,
+    )
 
 
 def measurement_generator(seed: int) -> torch.Generator:

@@ -33,6 +33,7 @@ MAX_SAMPLES = 16
 MAX_ITERATIONS = 10_000
 MAX_SEED = 2**32 - 1
 MAX_GUIDANCE_SCALE = 50.0
+MAX_BLUR_STD = 100.0
 # Noise carries a measurement past [-1, 1]; a picture in 0..255 lies far beyond.
 _MAX_MAGNITUDE = 4.0
 
@@ -61,6 +62,8 @@ class RestorationRequest:
             that are guided by a latent operator. It is for 1,000 steps: fewer are guided by as
             much more strongly each.
         noise_sigma: std of the measurement's noise in [0, 1] units, in place of the task's.
+        blur_std: std in pixels of the Gaussian blur of a photo that comes with one, in place of
+            what is estimated (`silo.blur`); 0 for a sharp one.
         keep_known: keep what is measured: known pixels as they are, with a fade at the hole's edge;
             of other damage what it has left, as far as noise allows (`PixelOperator.explain`).
             Without, as in the paper, everything comes out of the decoder.
@@ -87,6 +90,7 @@ class RestorationRequest:
     steps: int | None = None
     eta: float | None = None
     noise_sigma: float | None = None
+    blur_std: float | None = None
     keep_known: bool = True
     clamp: float | None = None
     hyperparameters: Mapping[str, float | int] = field(default_factory=dict)
@@ -115,6 +119,12 @@ class RestorationRequest:
             _check_number("eta", self.eta, 0, 1000)
         if self.noise_sigma is not None:
             _check_number("noise_sigma", self.noise_sigma, 0, 1)
+        if self.blur_std is not None:
+            _check_number("blur_std", self.blur_std, 0, MAX_BLUR_STD)
+            if not self.comes_blurred:
+                raise BadRequest(
+                    "blur_std is for photos that a Gaussian blur has damaged already: leave it out."
+                )
         if self.clamp is not None:
             _check_number("clamp", self.clamp, 1e-6, 1000)
         self._check_hyperparameters()
@@ -149,6 +159,11 @@ class RestorationRequest:
     def effective_degradation(self) -> Degradation:
         """The task's degradation, with the noise level that is assumed."""
         return self._described.with_noise(self.effective_noise_sigma)
+
+    @property
+    def comes_blurred(self) -> bool:
+        """Whether the picture came with a Gaussian blur, of whatever strength."""
+        return comes_blurred(self._described, self.simulate)
 
     @property
     def _described(self) -> Degradation:
@@ -205,6 +220,11 @@ class RestorationRequest:
             raise BadMask("the mask marks nothing: mark in white what is to be filled in.")
         if not known.any():
             raise BadMask("the mask marks the whole picture: leave some of it to restore from.")
+
+
+def comes_blurred(degradation: Degradation, simulate: bool) -> bool:
+    """Whether a picture that was damaged so, or is to be, came with a Gaussian blur."""
+    return not simulate and degradation.kind == "gaussian_blur"
 
 
 def check_task(task: str, sampler: str, degradation: Degradation | None = None) -> None:

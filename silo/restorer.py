@@ -149,6 +149,7 @@ class Restorer:
         if problem.prompt.truncated:
             notices.append("The prompt is longer than the prior reads; its end was ignored.")
         notices += _scaling_notices(request, measured)
+        notices += measured.notices()
         seconds = time.perf_counter() - started
         nfe, encodes, decodes = (
             now - then for now, then in zip(_calls(self.prior), before, strict=True)
@@ -204,6 +205,7 @@ class Restorer:
             "clamp": request.clamp,
             "hyperparameters": request.effective_hyperparameters,
             "noise_sigma": request.effective_noise_sigma,
+            "blur_std": request.blur_std,
             "prompt": request.prompt,
             "negative_prompt": request.negative_prompt,
             "guidance_scale": request.guidance_scale,
@@ -228,10 +230,10 @@ class Restorer:
         needs_operator = SAMPLERS[request.effective_sampler].needs_operator
         operator = self._operator(request.task).to(device) if needs_operator else None
         measured = take_measurement(request, prior)
-        full_size = measured.degradation.operator().to_full_size(measured.y).to(device)
+        to_encode = measured.to_encode.to(device)
         words = request.prompt, request.negative_prompt, request.guidance_scale
         prompt = within_memory(prior, (OFFLOADING,), lambda: prior.embed(*words))
-        latent = within_memory(prior, AUTOENCODING, lambda: prior.encode(full_size))
+        latent = within_memory(prior, AUTOENCODING, lambda: prior.encode(to_encode))
         problem = Problem(
             prior=prior,
             operator=operator,

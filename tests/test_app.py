@@ -437,6 +437,9 @@ def test_the_settings_of_a_result_are_read_back(tmp_path: Path) -> None:
     assert (request.effective_sampler, request.effective_steps) == ("silo", 7)
     assert (request.eta, request.effective_noise_sigma) == (2.0, 0.02)
     assert (saved.prior, str(saved.operator)) == (Weights("tiny", None), "lab/operator@c0ffee")
+    assert saved.blur_std is None
+    save_png(path, torch.zeros(3, 4, 4), settings_of(blur_std=2))
+    assert read_settings(str(path)).blur_std == 2.0
 
 
 def test_what_the_page_has_no_field_for_is_told(tmp_path: Path) -> None:
@@ -492,6 +495,9 @@ def test_a_hostile_file_writes_no_html_into_an_error() -> None:
         ({"eta": None}, "eta"),
         ({"eta": 10**400}, "eta"),
         ({"noise_sigma": 2}, "noise_sigma"),
+        ({"blur_std": "1"}, "blur_std"),
+        ({"blur_std": -1}, "blur_std"),
+        ({"blur_std": 1.5, "task": "denoising"}, "blur_std"),
         ({"simulate": 1}, "simulate"),
         ({"prompt": "x" * 100_000}, "longer than"),
         ({"samples": 10**6}, "samples"),

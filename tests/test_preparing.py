@@ -7,9 +7,10 @@ from typing import Any
 
 import gradio as gr
 import pytest
+import skimage.data
 import torch
 from gradio.route_utils import delete_files_created_by_app
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from operators.catalog import TASKS
 from operators.convolutional import CompactCNN
@@ -97,6 +98,7 @@ def test_what_was_restored_before_it_was_shown_stays(page: Page, tmp_path: Path)
     Image.new("RGB", (64, 64)).save(path)
     given = page.given(path, "gaussian_blur", DEGRADED)
     shown, views = page.preparing.show(given, VISIT), page.outputs.views
+    tools = {page.tools.painter, page.settings.blur_std}
     assert not shown[views]["visible"] and page.outputs.picture in shown
 
     subject = page.settings.subject(given)
@@ -104,11 +106,11 @@ def test_what_was_restored_before_it_was_shown_stays(page: Page, tmp_path: Path)
     for number in (1, 2):
         assert page.runs.show("visitor", number, subject)
         for early in (given, another):
-            assert page.preparing.show(early, VISIT).keys() == {page.tools.painter}
+            assert page.preparing.show(early, VISIT).keys() == tools
         for late in (given, another):
             late[page.outputs.clicks] = number
         # The same is to be shown as was restored: of several changes the last is sent late.
-        assert page.preparing.show(given, VISIT).keys() == {page.tools.painter}
+        assert page.preparing.show(given, VISIT).keys() == tools
         assert views in page.preparing.show(another, VISIT)
         assert views in page.preparing.show(given, VISIT)  # nothing of the run is left by now
     given[page.outputs.clicks] = 0
@@ -125,28 +127,51 @@ def noisy(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_noise_of_settings_used_again_is_not_overwritten_by_their_photo(
+def test_noise_and_blur_of_settings_used_again_are_not_overwritten_by_their_photo(
     page: Page, noisy: Path, tmp_path: Path
 ) -> None:
-    noise, waiting = page.settings.noise_sigma, page.tools.noise_given
+    noise, blur = page.settings.noise_sigma, page.settings.blur_std
+    waiting = page.tools.noise_given
     request = RestorationRequest(
-        "gaussian_blur", torch.zeros(1, 3, 64, 64), preset="quick", noise_sigma=0.03
+        *("gaussian_blur", torch.zeros(1, 3, 64, 64)),
+        preset="quick",
+        noise_sigma=0.03,
+        blur_std=1.5,
     )
     save_png(
         tmp_path / "result.png", torch.zeros(3, 8, 8), page.models.restorer().parameters(request)
     )
     reused = page.preparing.reuse(str(tmp_path / "result.png"))
-    assert (reused[noise], reused[waiting]) == (0.03, ("gaussian_blur", DEGRADED))
+    assert (reused[noise], reused[blur]) == (0.03, 1.5)
+    assert reused[waiting] == ("gaussian_blur", DEGRADED)
 
     given = {**page.given(noisy, "gaussian_blur", DEGRADED), waiting: reused[waiting]}
-    assert page.preparing.noise(given) == {noise: gr.skip(), waiting: None}
+    assert page.preparing.noise(given) == {noise: gr.skip(), blur: gr.skip(), waiting: None}
     for changed in ({waiting: None}, {page.settings.task: "jpeg_q10"}):
         another = page.preparing.noise({**given, **changed})
-        assert another == {noise: pytest.approx(0.1, abs=0.02), waiting: None}
+        assert another == {noise: pytest.approx(0.1, abs=0.02), blur: None, waiting: None}
     coffee = {**given, page.tools.example: "coffee 1"}
     assert page.preparing.choose_example(coffee)[noise] == 0.01  # the damage's
     coffee[waiting] = ("gaussian_blur", CLEAN)
     assert page.preparing.choose_example(coffee)[noise] == gr.skip()
+
+
+def test_a_sharp_photo_that_is_called_blurry_is_told_before_it_is_restored(
+    page: Page, tmp_path: Path
+) -> None:
+    photo = Image.fromarray(skimage.data.astronaut()).resize((256, 256))
+    blurry = photo.filter(ImageFilter.GaussianBlur(3))
+    asked, status = page.settings.blur_std, page.outputs.status
+    for name, picture in (("sharp", photo), ("blurry", blurry)):
+        path = tmp_path / f"{name}.png"
+        picture.save(path)
+        shown = page.preparing.show(page.given(path, "gaussian_blur", DEGRADED), VISIT)
+        assert shown[asked]["visible"]
+        assert ("hardly looks blurred" in shown[status]) == (name == "sharp")
+        assert ("be degraded first" in shown[status]) == (name == "sharp")
+        for task, source in (("gaussian_blur", CLEAN), ("denoising", DEGRADED)):
+            shown = page.preparing.show(page.given(path, task, source), VISIT)
+            assert not shown[asked]["visible"] and shown[status] == ""
 
 
 def test_another_prior_offers_its_own_tasks(

@@ -64,6 +64,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones(name: str):
         ("steps", [0, 1001, -5, 2.5, True, "9"]),
         ("eta", [-0.1, math.nan, math.inf, True, "1"]),
         ("noise_sigma", [-0.01, 1.5, math.nan]),
+        ("blur_std", [-0.1, 101, math.nan, True]),
         ("clamp", [0.0, -1.0, math.nan]),
         ("guidance_scale", [0.0, 0.99, 51.0, math.nan]),
         ("samples", [0, 17, 1.0]),
@@ -207,3 +208,11 @@ def test_hyperparameters_that_a_sampler_does_not_have_or_take_are_named(
 ):
     with pytest.raises(BadRequest, match=message):
         make(**changes)
+
+
+def test_a_blur_is_told_of_pictures_that_came_with_one_only():
+    assert make(task="gaussian_blur", blur_std=1.5).comes_blurred
+    for other in ({"task": "gaussian_blur", "simulate": True}, {"task": "motion_blur"}):
+        assert not make(**other).comes_blurred
+        with pytest.raises(BadRequest, match="blur_std is for photos"):
+            make(**other, blur_std=1.5)

@@ -83,6 +83,7 @@ def main(argv: list[str]) -> int:
                 steps=arguments.steps,
                 eta=arguments.eta,
                 noise_sigma=arguments.noise_sigma,
+                blur_std=arguments.blur_std,
                 keep_known=arguments.keep_known,
                 clamp=arguments.clamp,
                 hyperparameters=dict(arguments.hyperparameters),
@@ -295,6 +296,12 @@ def _parser() -> argparse.ArgumentParser:
         help="a hyper-parameter of the other samplers, in place of the published one",
     )
     parser.add_argument("--noise-sigma", type=float, help="of INPUT, for pictures in [0, 1]")
+    parser.add_argument(
+        "--blur-std",
+        type=float,
+        metavar="PIXELS",
+        help="how blurred INPUT is, with a Gaussian blur, in place of what is estimated",
+    )
     parser.add_argument("--mask", type=Path, help="picture of INPUT's size; white = fill in")
     parser.add_argument(
         "--keep-known",

@@ -37,6 +37,7 @@ def add(restoring: Restoring, models: Models) -> None:
             gr.Number(None, label="steps", precision=0),
             gr.Number(None, label="eta"),
             gr.Number(None, label="noise_sigma"),
+            gr.Number(None, label="blur_std"),
             gr.Textbox("", label="prompt"),
             gr.Textbox("", label="negative_prompt"),
             gr.Number(1, label="guidance_scale"),
@@ -69,6 +70,7 @@ def _endpoint(restoring: Restoring, models: Models, component: gr.File) -> Calla
         steps: int | None = None,
         eta: float | None = None,
         noise_sigma: float | None = None,
+        blur_std: float | None = None,
         prompt: str = "",
         negative_prompt: str = "",
         guidance_scale: float = 1.0,
@@ -90,6 +92,7 @@ def _endpoint(restoring: Restoring, models: Models, component: gr.File) -> Calla
             steps: denoising steps, 1 to 1000, in place of the preset's.
             eta: consistency scale, for 1,000 steps; higher keeps closer to the photo.
             noise_sigma: standard deviation of the photo's noise, where white is 1.
+            blur_std: standard deviation of a blurry photo's blur in pixels; estimated without.
             prompt: what the photo shows.
             negative_prompt: what it does not show; needs a guidance scale above 1.
             guidance_scale: of the prompt, from 1, which is none.
@@ -127,6 +130,7 @@ def _endpoint(restoring: Restoring, models: Models, component: gr.File) -> Calla
                 steps=steps,
                 eta=eta,
                 noise_sigma=noise_sigma,
+                blur_std=blur_std,
                 samples=samples,
                 seed=seed,
                 keep_known=keep_known,

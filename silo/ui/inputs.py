@@ -8,7 +8,7 @@ from gradio.components import Component
 
 from operators.catalog import TASKS
 from silo.decoding import SUFFIXES
-from silo.request import MAX_STEPS, PRESETS
+from silo.request import MAX_BLUR_STD, MAX_STEPS, PRESETS
 from silo.ui.cache import keep
 from silo.ui.examples import EXAMPLES, THUMBNAIL, example_photo
 from silo.ui.models import AUTOMATIC, Models
@@ -34,6 +34,7 @@ class Settings:
     faithfulness: gr.Slider
     steps: gr.Slider
     noise_sigma: gr.Slider
+    blur_std: gr.Number
     prompt: gr.Textbox
     negative_prompt: gr.Textbox
     guidance_scale: gr.Slider
@@ -133,6 +134,15 @@ def lay_out(models: Models) -> tuple[Settings, Tools]:
             info="Estimated from a photo that is already degraded.",
             elem_id="noise",
         )
+        blur_std = gr.Number(
+            label="Blur in the photo (standard deviation in pixels)",
+            info="Estimated where this is empty. More makes the result sharper, too much harsh.",
+            placeholder="estimated",
+            minimum=0,
+            maximum=MAX_BLUR_STD,
+            step=0.1,
+            elem_id="blur",
+        )
         prompt = gr.Textbox(label="What the photo shows (prompt)", elem_id="prompt")
         describe = gr.Button("Describe the photo", size="sm", elem_id="describe")
         negative_prompt = gr.Textbox(label="What it does not show (negative prompt)")
@@ -180,7 +190,7 @@ def lay_out(models: Models) -> tuple[Settings, Tools]:
         add_operator = gr.Button("Check and add", size="sm", elem_id="add-operator")
     settings = Settings(
         *(task, photo, source, canvas, mask_file, preset, faithfulness, steps, noise_sigma),
-        *(prompt, negative_prompt, guidance_scale, samples, seed, prior, operator),
+        *(blur_std, prompt, negative_prompt, guidance_scale, samples, seed, prior, operator),
     )
     return settings, Tools(
         *(examples, example, painter, invert, describe, new_seed, saved),

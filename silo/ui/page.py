@@ -79,7 +79,7 @@ def _wire_preparation(
     tools.example.change(
         preparing.choose_example,
         {*damage, tools.noise_given, tools.example},
-        [fields.photo, fields.source, fields.noise_sigma, tools.noise_given],
+        [fields.photo, fields.source, fields.noise_sigma, fields.blur_std, tools.noise_given],
         **LAST,
         **QUIET,
     )
@@ -88,7 +88,7 @@ def _wire_preparation(
         [fields.photo.change, fields.task.change, fields.source.change, fields.operator.input],
         preparing.show,
         {*damage, shown.clicks},
-        [*shown.of_result(), tools.painter],
+        [*shown.of_result(), tools.painter, fields.blur_std],
         **LAST,
         **QUIET,
     )
@@ -103,7 +103,7 @@ def _wire_preparation(
         [fields.photo.upload, fields.task.input, fields.source.input],
         preparing.noise,
         {*damage, tools.noise_given},
-        [fields.noise_sigma, tools.noise_given],
+        [fields.noise_sigma, fields.blur_std, tools.noise_given],
         **LAST,
         **QUIET,
     )
@@ -118,7 +118,8 @@ def _wire_preparation(
         tools.saved,
         [
             *(fields.task, fields.source, fields.preset, fields.faithfulness, fields.steps),
-            *(fields.noise_sigma, fields.prompt, fields.negative_prompt, fields.guidance_scale),
+            *(fields.noise_sigma, fields.blur_std, fields.prompt, fields.negative_prompt),
+            fields.guidance_scale,
             *(fields.samples, fields.seed, fields.prior, fields.operator, tools.noise_given),
         ],
         show_progress_on=tools.saved,  # the prior may have to be loaded

@@ -11,7 +11,7 @@ from silo import images
 from silo.errors import SiloError
 from silo.measured import take_measurement
 from silo.noise import estimate_noise
-from silo.request import PRESETS, RestorationRequest
+from silo.request import PRESETS, RestorationRequest, comes_blurred
 from silo.ui import mask_painter
 from silo.ui.cache import keep
 from silo.ui.errors import one_sentence
@@ -27,6 +27,7 @@ from silo.ui.wording import paragraphs, task_choices
 
 PROGRESS = gr.Progress()  # gradio puts one of its own in its place
 NOISE_STEP = 0.005  # of the slider
+SHOW_ME = "To see what a restoration can do, let the photo be degraded first."
 
 
 class Preparing:
@@ -50,43 +51,56 @@ class Preparing:
         Where that is being restored or has been already, the result stays.
         """
         fields, outputs = self._settings, self._outputs
-        simulate, masked = given[fields.source] == CLEAN, False
+        simulate, masked, blurred = given[fields.source] == CLEAN, False, False
         shown, notices = None, []
         try:
             task = self._task(given)
             masked = wants_mask(task, simulate)
+            blurred = comes_blurred(task.degradation, simulate)
             if given[fields.photo] is not None:
                 shown, notices = view_file(given[fields.photo])
-                if simulate and not masked:  # degraded as it is shown: large photos take long
-                    check_simulated(task)
+                if not masked:  # measured as it is shown: large photos take long
+                    if simulate:
+                        check_simulated(task)
                     picture, own = images.from_pil(shown), own_degradation(task)
-                    request = RestorationRequest(task.name, picture, simulate=True, degradation=own)
+                    request = RestorationRequest(
+                        task.name, picture, simulate=simulate, degradation=own
+                    )
                     prior = self._models.restorer(given[fields.prior]).prior
                     measured = take_measurement(request, prior)
-                    shown = view(measured.output_size)
+                    if simulate:
+                        shown = view(measured.output_size)
+                    elif doubts := measured.doubts():
+                        notices += [*doubts, SHOW_ME]
         except (SiloError, OperatorError) as error:
             notices = [str(error)]
-        painter = {self._tools.painter: gr.update(visible=masked and shown is not None)}
+        tools = {
+            self._tools.painter: gr.update(visible=masked and shown is not None),
+            fields.blur_std: gr.update(visible=blurred),
+        }
         picture = None if shown is None else outputs.kept(shown)
         # Last of all: what begins from here on is not known here.
         if self._runs.stays(visit.session_hash or "", fields.subject(given), given[outputs.clicks]):
-            return painter
+            return tools
         return {
             **outputs.hidden(),
-            **painter,
+            **tools,
             outputs.picture: gr.Image(picture, visible=True),
             outputs.status: paragraphs(*notices),
         }
 
     def noise(self, given: dict[Any, Any]) -> dict[Any, Any]:
-        """Suggest a noise level, unless settings used again gave one for this damage.
+        """Suggest a noise level, and leave blur to be estimated.
 
-        Their photo comes after them.
+        Unless settings used again gave them for this damage: their photo comes after them.
         """
         fields, noise_given = self._settings, self._tools.noise_given
         kept = given[noise_given] == (given[fields.task], given[fields.source])
-        level = gr.skip() if kept else self._noise_level(given)
-        return {fields.noise_sigma: level, noise_given: None}
+        return {
+            fields.noise_sigma: gr.skip() if kept else self._noise_level(given),
+            fields.blur_std: gr.skip() if kept else None,
+            noise_given: None,
+        }
 
     def blank_canvas(self, given: dict[Any, Any]) -> str | None:
         """The photo to paint on; none where there is no hole to mark or, as `show` tells, photo."""
@@ -151,6 +165,7 @@ class Preparing:
             fields.faithfulness: round(request.eta / here["eta"], 6),
             fields.steps: request.effective_steps,
             fields.noise_sigma: request.effective_noise_sigma,
+            fields.blur_std: saved.blur_std,
             fields.prompt: request.prompt,
             fields.negative_prompt: request.negative_prompt,
             fields.guidance_scale: request.guidance_scale,

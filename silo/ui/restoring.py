@@ -19,7 +19,7 @@ from silo.decoding import read_header
 from silo.devices import pick_device
 from silo.errors import BadRequest, SiloError
 from silo.measured import LARGEST_SIDE_RATIO, take_measurement
-from silo.request import PRESETS, RestorationRequest
+from silo.request import PRESETS, RestorationRequest, comes_blurred
 from silo.restorer import Restorer, Result
 from silo.ui.cache import KEPT_HOURS
 from silo.ui.errors import one_sentence
@@ -236,6 +236,7 @@ class Restoring:
             preset=given[fields.preset],
             steps=given[fields.steps],
             noise_sigma=given[fields.noise_sigma],
+            blur_std=given[fields.blur_std] if comes_blurred(task.degradation, simulate) else None,
             samples=given[fields.samples],
             seed=given[fields.seed],
         )

@@ -1,6 +1,6 @@
 """The settings of an earlier result, read from its PNG: somebody's file, so nothing is believed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -54,6 +54,7 @@ class SavedSettings:
     Attributes:
         request: its settings, with a placeholder for the picture.
         simulate: whether the picture was degraded first.
+        blur_std: of the blur that it came with, if that was told.
         prior: what it was restored with.
         operator: what guided it.
         not_offered: what it was made with beside, that the page has no field for.
@@ -62,6 +63,7 @@ class SavedSettings:
 
     request: RestorationRequest
     simulate: bool
+    blur_std: float | None
     prior: Weights
     operator: Weights
     not_offered: list[str]
@@ -89,6 +91,7 @@ def read_settings(path: str) -> SavedSettings:
     if max(len(values["prompt"]), len(values["negative_prompt"])) > MAX_PROMPT:
         raise BadRequest(f"The prompt in this file is longer than {MAX_PROMPT} characters.")
     simulate = values.pop("simulate")
+    blur_std = None if found.get("blur_std") is None else _value(found, "blur_std", float)
     prior, operator = _weights(found, "prior"), _weights(found, "operator")
     degradation, not_offered = _degradation(found), []
     if values["task"] in TASKS and degradation is not None:
@@ -98,6 +101,8 @@ def read_settings(path: str) -> SavedSettings:
     request = RestorationRequest(
         image=_PLACEHOLDER, simulate=True, degradation=degradation, **values
     )
+    if blur_std is not None:
+        replace(request, simulate=False, blur_std=blur_std)  # checks it
     if found.get("keep_known") is False:
         not_offered.append("pictures straight from the decoder (--no-keep-known)")
     if found.get("version") != __version__:
@@ -107,7 +112,7 @@ def read_settings(path: str) -> SavedSettings:
     if found.get("stopped_after") is not None:
         not_offered.append("estimates of a run that was stopped")
     dtype = found["dtype"] if found.get("dtype") in _DTYPES else None
-    return SavedSettings(request, simulate, prior, operator, not_offered, dtype)
+    return SavedSettings(request, simulate, blur_std, prior, operator, not_offered, dtype)
 
 
 def _degradation(found: dict[str, Any]) -> Degradation | None:

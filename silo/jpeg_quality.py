@@ -1,0 +1,55 @@
+"""How strongly a photo was compressed as a JPEG file, found from the photo alone."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from operators.jpeg import Jpeg, luma_coefficients
+
+HIGHEST = 92  # beyond, some steps are as small as what rounding pixels does to a coefficient
+BLOCKS = 2048  # evenly spread, are looked at
+# Levels that rounding pixels moves a coefficient by at most. Where steps are coarse, many blocks
+# are smooth, and rounding is no noise in them: by so much of a step more, up to the last.
+ROUNDING, OF_STEP, MOST_ROUNDING = 0.7, 0.03, 2.5
+LARGEST = 1 - 1e-6  # of a pixel that was not cut off at black or white, which changes its block
+LEAST_SHARE, TIED = 0.7, 0.02
+
+
+def find_quality(picture: Tensor) -> int | None:
+    """Find the quality of libjpeg's with which a picture was stored.
+
+    Each coefficient of its blocks' cosine transform was rounded to a multiple of a step. Of the
+    qualities whose steps it fits, the lowest is it: finer steps may divide coarser ones.
+
+    Args:
+        picture: (1, 3, H, W) in [-1, 1], neither scaled nor cropped since, but for the right and
+            the bottom.
+
+    Returns:
+        1 to 92; None where it shows none of these.
+    """
+    height, width = (side // 8 * 8 for side in picture.shape[-2:])
+    if min(height, width) == 0:
+        return None
+    picture = picture[..., :height, :width]
+    clipped = F.max_pool2d(picture.abs().amax(dim=1, keepdim=True), 8) > LARGEST
+    coefficients = luma_coefficients(picture)[..., : height // 8, : width // 8, :, :]
+    coefficients = coefficients[~clipped].flatten(1)
+    coefficients = coefficients[:: -(-len(coefficients) // BLOCKS) or 1]
+    told = coefficients.abs() > 2 * MOST_ROUNDING  # what was rounded to zero fits all steps
+    told[:, 0] = False  # the mean of a flat picture may fit any
+    if not told.any():
+        return None
+    steps = torch.stack([Jpeg(quality).luma_steps for quality in range(1, HIGHEST + 1)])
+    fits = torch.stack([_share_of_multiples(coefficients, told, each.flatten()) for each in steps])
+    lowest = int((fits >= fits.max() - TIED).nonzero()[0])
+    return lowest + 1 if fits[lowest] >= LEAST_SHARE else None
+
+
+def _share_of_multiples(coefficients: Tensor, told: Tensor, steps: Tensor) -> Tensor:
+    """How many of the told coefficients (N, 64) are multiples, beyond what chance makes them."""
+    steps = steps.to(coefficients)
+    off = coefficients - steps * (coefficients / steps).round()
+    rounding = (ROUNDING + OF_STEP * steps).clamp(max=MOST_ROUNDING)
+    chance = (2 * rounding / steps).clamp(max=1).expand_as(told)[told].mean()
+    return ((off.abs() <= rounding)[told].to(chance).mean() - chance) / (1 - chance)

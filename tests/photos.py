@@ -1,0 +1,38 @@
+"""Photos that nothing was trained on, and what cameras and files do to them."""
+
+import io
+
+import skimage.data
+import torch
+from PIL import Image
+from torch import Tensor
+
+from operators.blur import GaussianBlur
+from silo.images import from_pil, to_pil
+
+NAMES = ("astronaut", "coffee", "rocket", "chelsea")
+
+
+def photo(name: str = "astronaut", side: int = 256) -> Tensor:
+    """A photo of skimage's, (1, 3, side, side)."""
+    picture = Image.fromarray(getattr(skimage.data, name)()).convert("RGB")
+    return from_pil(picture.resize((side, side)))
+
+
+def blurred(picture: Tensor, std: float) -> Tensor:
+    """A picture, blurred if `std` is not 0."""
+    return GaussianBlur(std=std).forward(picture) if std else picture
+
+
+def noisy(picture: Tensor) -> Tensor:
+    """A picture with noise of 0.01, in eight bits."""
+    noise = torch.randn(picture.shape, generator=torch.Generator().manual_seed(0))
+    return from_pil(to_pil(picture + 0.02 * noise))
+
+
+def as_jpeg(picture: Tensor, quality: int = 75) -> Tensor:
+    """A picture as a JPEG file holds it."""
+    file = io.BytesIO()
+    to_pil(picture).save(file, "JPEG", quality=quality)
+    with Image.open(file) as stored:
+        return from_pil(stored.convert("RGB"))

@@ -1,0 +1,144 @@
+"""What is made of photos whose damage is not what their operator was trained for."""
+
+import math
+import re
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from operators.degradation import Degradation
+from operators.jpeg import Jpeg
+from silo.blur import estimate_blur
+from silo.images import Fit, fit
+from silo.matching import match
+from silo.metrics import psnr
+from silo.prior import LatentPrior
+from silo.request import RestorationRequest
+from silo.restorer import Restorer, Result
+from tests.photos import as_jpeg, blurred, noisy, photo
+
+EXPECTED = Degradation("gaussian_blur")  # of std 3
+
+
+def place(picture: Tensor, max_side: int | None) -> tuple[Tensor, Fit]:
+    return fit(picture, multiple=8, max_pixels=512**2, max_side=max_side)
+
+
+def test_what_a_photo_lacks_of_the_expected_blur_is_added_to_it() -> None:
+    sharp = photo()
+    for std in (0.0, 1.2, 2.0):
+        picture = blurred(sharp, std)
+        matched = match(partial(place, picture), EXPECTED, least_side=128, blur_std=std)
+        assert torch.equal(matched.picture, picture) and matched.missing is not None
+        assert matched.degradation.parameters["std"] == max(std, 0.1)
+        completed = matched.missing.forward(picture)
+        assert (completed - blurred(sharp, 3)).abs().max() < 0.02
+    matched = match(partial(place, noisy(blurred(sharp, 1.5))), EXPECTED, least_side=128)
+    assert matched.found is not None and re.search("1.[4-6] pixels", matched.found)
+    assert matched.degradation.parameters["std"] == pytest.approx(1.5, rel=0.1)
+
+
+def test_a_photo_that_is_blurred_more_is_worked_on_smaller() -> None:
+    picture = noisy(blurred(photo(side=400), 5))
+    for std in (5.0, None):
+        matched = match(partial(place, picture), EXPECTED, least_side=128, blur_std=std)
+        assert matched.fit.scaled == pytest.approx((240, 240), rel=0.1)
+        assert matched.degradation.parameters["std"] == pytest.approx(3, abs=0.02)
+        assert matched.missing is None
+        assert estimate_blur(matched.fit.cut(matched.picture)) == pytest.approx(3, rel=0.15)
+    matched = match(partial(place, picture), EXPECTED, least_side=128, blur_std=50.0)
+    assert matched.fit.scaled == (128, 128)
+
+
+def test_a_photo_that_is_blurred_as_expected_stays_as_it_is() -> None:
+    picture = noisy(blurred(photo(), 3))
+    for std in (None, 3.0):
+        matched = match(partial(place, picture), EXPECTED, least_side=128, blur_std=std)
+        assert torch.equal(matched.picture, picture)
+        assert (matched.degradation, matched.missing, matched.found) == (EXPECTED, None, None)
+    told = match(partial(place, picture), EXPECTED, least_side=128, blur_std=2.95)
+    assert told.missing is None and told.degradation.parameters["std"] == 2.95
+
+
+def test_a_large_photos_blur_is_told_in_its_own_pixels() -> None:
+    matched = match(partial(place, noisy(blurred(photo(side=1024), 3))), EXPECTED, least_side=128)
+    assert matched.fit.scale == 0.5
+    assert matched.found is not None and re.search("(2.[89]|3.[0-3]) pixels", matched.found)
+    assert matched.degradation.parameters["std"] == pytest.approx(1.5, rel=0.15)
+
+
+@pytest.mark.parametrize("quality", [5, 10, 40])
+def test_a_jpeg_file_is_taken_for_what_it_is(quality: int) -> None:
+    picture, expected = as_jpeg(photo(), quality), Degradation("jpeg", {"quality": 10})
+    matched = match(partial(place, picture), expected, least_side=128)
+    assert matched.degradation == replace(expected, parameters={"quality": quality})
+    assert torch.equal(matched.picture, picture) and matched.doubt is None
+    assert (matched.found is None) == (quality == 10)
+    for other in (photo(), picture[..., 3:, 5:], as_jpeg(photo(side=1024), quality)):
+        matched = match(partial(place, other), expected, least_side=128)
+        assert matched.degradation == expected
+        assert matched.doubt is not None and "does not look compressed" in matched.doubt
+
+
+@pytest.fixture(scope="module")
+def restorer() -> Restorer:
+    return Restorer(LatentPrior.load("tiny"))
+
+
+def restore(restorer: Restorer, request: RestorationRequest) -> Result:
+    *_, result = restorer.restore(request)
+    assert isinstance(result, Result)
+    return result
+
+
+@pytest.mark.parametrize(
+    ("std", "told"),
+    [
+        (0.0, "hardly looks blurred"),
+        (1.5, "Blur of 1.[4-6] pixels"),
+        (3.0, None),
+        (5.0, "Blur of [45].. pixels"),
+    ],
+)
+def test_a_photo_is_restored_however_blurred_it_is(
+    restorer: Restorer, std: float, told: str | None
+) -> None:
+    clean = photo()
+    came = noisy(blurred(clean, std))
+    request = RestorationRequest("gaussian_blur", came, preset="quick")
+    result = restore(restorer, request)
+    before, after = psnr(came, clean).item(), psnr(result.images, clean).item()
+    print(f"std {std}: {before:.2f} dB before, {after:.2f} dB after")
+    assert after > (35 if std == 0 else before + 0.8)
+    found = None if told is None else re.search(told, " ".join(result.notices))
+    assert bool(result.notices) == bool(found) == (told is not None)
+
+
+def test_a_sharp_photo_that_is_called_shaken_is_doubted_and_keeps_its_colours(
+    restorer: Restorer,
+) -> None:
+    clean = photo()
+    request = RestorationRequest("motion_blur", clean, preset="quick")
+    result = restore(restorer, request)
+    assert any("damaged less, or otherwise" in line for line in result.notices)
+    (kept,) = restore(restorer, replace(request, keep_known=False)).images
+    # What is measured would else be undone to the last: to ripples of black and white.
+    assert math.isclose(result.images.std().item(), kept.std().item(), rel_tol=0.3)
+    simulated = restore(restorer, replace(request, simulate=True))
+    assert not simulated.notices
+
+
+@pytest.mark.parametrize("quality", [5, 10, 30, 60])
+def test_a_jpeg_file_of_any_quality_comes_back_no_worse(restorer: Restorer, quality: int) -> None:
+    clean = photo()
+    came = as_jpeg(clean, quality)
+    result = restore(restorer, RestorationRequest("jpeg_q10", came, preset="quick"))
+    before, after = psnr(came, clean).item(), psnr(result.images, clean).item()
+    assumed = psnr(Jpeg(10).explain(result.images, came, 0.01), clean).item()
+    print(f"quality {quality}: {before:.2f} dB before, {after:.2f} dB after")
+    assert after > before - 0.7
+    assert quality <= 10 or after > assumed + 0.5
+    assert any(f"quality of {quality}" in line for line in result.notices) == (quality != 10)

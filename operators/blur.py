@@ -17,6 +17,7 @@ KernelSize = Annotated[int, Range(1, 255, odd=True)]
 # A frequency is lost where a blur leaves less than this of it: in photos that is less than noise of
 # 0.001 in [0, 1]. Where fewer than the least share are lost, they tell too little.
 LOST, LEAST_LOST = 0.03, 0.01
+LARGE = 2**20  # pixels; of larger pictures iterations take minutes
 
 
 def mirror_index(size: int, radius: int) -> Tensor:
@@ -33,11 +34,8 @@ def mirror_index(size: int, radius: int) -> Tensor:
 def convolve_reflected(x: Tensor, kernel: Tensor) -> Tensor:
     """Convolve x (B, C, H, W) with a kernel of odd sides after reflection padding, by FFT."""
     below, beside = kernel.shape[0] // 2, kernel.shape[1] // 2
-    rows = mirror_index(x.shape[-2], below).to(x.device)
-    columns = mirror_index(x.shape[-1], beside).to(x.device)
-    padded = x.index_select(-2, rows).index_select(-1, columns)
+    padded, sides = _mirrored(x, below, beside)
     height, width = padded.shape[-2:]
-    sides = _fast(height), _fast(width)
     spectrum = torch.fft.rfft2(kernel.to(x), s=sides)
     full = torch.fft.irfft2(torch.fft.rfft2(padded, s=sides) * spectrum, s=sides)
     # The first 2 * radius rows and columns mix both ends of the picture (the FFT is circular).
@@ -59,6 +57,14 @@ def convolve_reflected_adjoint(y: Tensor, kernel: Tensor) -> Tensor:
     return torch.zeros_like(y).index_add(-1, columns, folded)
 
 
+def _mirrored(x: Tensor, below: int, beside: int) -> tuple[Tensor, tuple[int, int]]:
+    """X (B, C, H, W), padded by mirroring on all sides, and sides that make its FFT fast."""
+    rows = mirror_index(x.shape[-2], below).to(x.device)
+    columns = mirror_index(x.shape[-1], beside).to(x.device)
+    padded = x.index_select(-2, rows).index_select(-1, columns)
+    return padded, (_fast(padded.shape[-2]), _fast(padded.shape[-1]))
+
+
 def _fast(size: int) -> int:
     """A length from `size` on of which an FFT is fast: others may hold large prime factors."""
     return size + -size % 64
@@ -70,6 +76,18 @@ class _Blur(PixelOperator):
     @abstractmethod
     def kernel(self) -> Tensor:
         """The point-spread function (kernel_size, kernel_size), float64, of sum 1."""
+
+    def solve(self, right: Tensor, spread: Tensor, noise: float) -> Tensor:
+        """As `PixelOperator.solve`; of large pictures at once, as if they were mirrored forever."""
+        if right[0, 0].numel() <= LARGE:
+            return super().solve(right, spread, noise)
+        below, beside = (side // 2 for side in self.kernel().shape)
+        padded, sides = _mirrored(right, below, beside)
+        power = torch.fft.rfft2(self.kernel().to(right), s=sides).abs().square()
+        spectrum = torch.fft.rfft2(padded, s=sides) / (spread * power + noise)
+        height, width = right.shape[-2:]
+        found = torch.fft.irfft2(spectrum, s=sides)
+        return found[..., below : below + height, beside : beside + width]
 
     def unexplainable(self, y: Tensor) -> float:
         """What y has of the frequencies that the blur loses; see `PixelOperator`."""

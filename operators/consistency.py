@@ -42,7 +42,7 @@ def explain(operator: PixelOperator, x: Tensor, y: Tensor, noise_sigma: float) -
     missed = y - operator.forward(x)
     unexplained = _mean(missed.square()) - noise
     spread = TRUST**2 * unexplained.clamp(min=0) / _energy(operator, y)
-    found = _solve(lambda v: spread * operator.forward(operator.adjoint(v)) + noise * v, missed)
+    found = operator.solve(missed, spread, noise)
     return (x + spread * operator.adjoint(found)).clamp(-1, 1)
 
 
@@ -53,8 +53,13 @@ def _energy(operator: PixelOperator, y: Tensor) -> Tensor:
     return operator.adjoint(pixel).square().sum() / pixel.sum()
 
 
-def _solve(apply: Callable[[Tensor], Tensor], right: Tensor) -> Tensor:
-    """Conjugate gradients for apply(v) = right, each picture by itself."""
+def solve(apply: Callable[[Tensor], Tensor], right: Tensor) -> Tensor:
+    """Conjugate gradients for apply(v) = right, each picture by itself.
+
+    Args:
+        apply: a symmetric, positive map of pictures (B, 3, h, w).
+        right: (B, 3, h, w).
+    """
     v, residual = torch.zeros_like(right), right
     direction, squared = residual, _mean(residual.square())
     enough = TOLERANCE**2 * squared

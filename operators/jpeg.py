@@ -36,6 +36,7 @@ RGB_TO_YCC = (
 )
 
 SPREAD = 20.0  # levels; how far a restoration's coefficients are taken to be off
+STRIP = 512  # rows; blocks know nothing of each other, and large pictures take gigabytes
 PASSES = 2  # chroma's planes are not exactly those that were moved, after the first
 
 
@@ -58,6 +59,10 @@ class Jpeg(PixelOperator):
         Each coefficient of the cosine transform was rounded to the multiple of a step that y still
         shows, since noise is small beside the steps: within half a step it may be anything.
         """
+        strips = (each.split(STRIP, dim=-2) for each in (x, y))
+        return torch.cat([self._explain(*strip) for strip in zip(*strips, strict=True)], dim=-2)
+
+    def _explain(self, x: Tensor, y: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         luma, chroma = self.luma_steps, self._table(CHROMA_TABLE)
         stored = [to_coefficients(part) for part in _parts(_to_ycc(y))]

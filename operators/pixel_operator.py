@@ -9,7 +9,7 @@ from typing import Any, ClassVar, get_type_hints
 import torch
 from torch import Tensor
 
-from operators.consistency import explain
+from operators.consistency import explain, solve
 from operators.errors import OperatorError
 
 
@@ -163,6 +163,16 @@ class PixelOperator(ABC):
             better, and for those with a mask, whose known pixels can be put back as they are.
         """
         return explain(self, x, y, noise_sigma) if self.linear and not self.needs_mask else x
+
+    def solve(self, right: Tensor, spread: Tensor, noise: float) -> Tensor:
+        """The v with (spread A A^T + noise) v = right, (B, 3, h, w), about; for linear kinds.
+
+        Args:
+            right: (B, 3, h, w), of the shape A produces.
+            spread: (B, 1, 1, 1), 0 or more.
+            noise: above 0.
+        """
+        return solve(lambda v: spread * self.forward(self.adjoint(v)) + noise * v, right)
 
     def unexplainable(self, y: Tensor) -> float:
         """How much y has of what A lets nothing of through: noise, or detail A never touched.

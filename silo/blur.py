@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from silo.images import middle
+
 LEAST_SIDE = 64  # px; of smaller pictures too few frequencies tell
 # Frequencies, in radians a pixel, in rings of equal width: below them the frame of the picture
 # shows, above them what cameras and scaling leave.
@@ -38,6 +40,7 @@ def estimate_blur(picture: Tensor) -> float | None:
     Returns:
         The estimate, from 0 to 6; None where the picture is too small or flat to tell.
     """
+    picture = middle(picture)
     if min(picture.shape[-2:]) < LEAST_SIDE:
         return None
     frequency, power = _rings(picture.double().mean(dim=(0, 1)))

@@ -20,6 +20,7 @@ from torch import Tensor
 from silo.decoding import MAX_PIXELS, decode, printable_name, read_header
 from silo.errors import BadImage, CannotSave, NumericalError
 
+MIDDLE_SIDE = 1024  # px; of larger pictures that much is looked at
 _CHUNK = "silo"  # keyword of the PNG text chunk that holds the parameters
 
 
@@ -244,6 +245,12 @@ def fit(
     padded = (ceil(scaled[0] / unit) * unit, ceil(scaled[1] / unit) * unit)
     plan = Fit((height, width), scaled, padded, factor)
     return plan.apply(pixels), plan
+
+
+def middle(pixels: Tensor) -> Tensor:
+    """The middle of a large picture, (B, C, H, W) of at most MIDDLE_SIDE, whole blocks of JPEG."""
+    above, left = (max(0, side - MIDDLE_SIDE) // 16 * 8 for side in pixels.shape[-2:])
+    return pixels[..., above : above + MIDDLE_SIDE, left : left + MIDDLE_SIDE]
 
 
 def _largest_size(height: int, width: int, unit: int, cells: int) -> tuple[int, int]:

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from operators.jpeg import Jpeg, luma_coefficients
+from silo.images import middle
 
 HIGHEST = 92  # beyond, some steps are as small as what rounding pixels does to a coefficient
 BLOCKS = 2048  # evenly spread, are looked at
@@ -28,10 +29,12 @@ def find_quality(picture: Tensor) -> int | None:
     Returns:
         1 to 92; None where it shows none of these.
     """
+    picture = middle(picture)
     height, width = (side // 8 * 8 for side in picture.shape[-2:])
     if min(height, width) == 0:
         return None
     picture = picture[..., :height, :width]
+    picture = picture.float()
     clipped = F.max_pool2d(picture.abs().amax(dim=1, keepdim=True), 8) > LARGEST
     coefficients = luma_coefficients(picture)[..., : height // 8, : width // 8, :, :]
     coefficients = coefficients[~clipped].flatten(1)

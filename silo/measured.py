@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,6 +26,7 @@ from silo.streams import stream
 LARGEST_SIDE_RATIO = 2
 # Those with a strong blur are scaled down to no less than this.
 SMALLEST_SIDE_RATIO = 0.5
+MOST_EXPLAINED = 16_000_000  # pixels of a picture; larger ones come back scaled up
 FADE_RADIUS = 2  # px; half the width of the seam around a hole
 # A photo is doubted that has so many times more of what the damage would have taken than noise, or
 # than JPEG files commonly have, accounts for.
@@ -37,15 +39,17 @@ DOUBT = (
 
 @dataclass(frozen=True)
 class Original:
-    """A masked measurement as it came, where it is larger than what is worked on.
+    """A photo as it came, where it is larger than what is worked on.
 
     Attributes:
-        picture: (1, 3, H, W) in [-1, 1].
-        mask: (1, 1, H, W), 1 = known.
+        picture: (1, 3, h, w) in [-1, 1].
+        mask: (1, 1, H, W), 1 = known, for the tasks that have one.
+        degradation: what damaged it, at this size.
     """
 
     picture: Tensor
-    mask: Tensor
+    mask: Tensor | None
+    degradation: Degradation
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Measured:
         clean: the clean picture (1, 3, H, W) when the damage is simulated.
         fit: how the picture went on the grid, at the size of what is restored.
         keep_known: whether a restoration has to agree with what is known.
-        original: what is left of a picture that was scaled down; None where nothing is.
+        original: a photo that was scaled down, as far as what is measured can be kept at its size.
         missing: the blur that a photo lacks of what its operator was trained for, if any.
         found: what a photo was found to show, if that is not what is expected.
         doubt: what speaks against a photo's having been damaged as is said.
@@ -95,8 +99,10 @@ class Measured:
         """The measurement as large as the picture that comes back, (1, 3, *fit.output)."""
         if self.original is None:
             return self.fit.undo(self.full_size)
-        operator = self.degradation.operator()
-        return operator.forward(self.original.picture, self.original.mask)
+        operator, picture = self.original.degradation.operator(), self.original.picture
+        if self.original.mask is not None:
+            return operator.forward(picture, self.original.mask)
+        return operator.to_full_size(picture).clamp(-1, 1)
 
     def fill_in(self, decoded: Tensor) -> Tensor:
         """Decoded pictures (B, 3, H, W) on the grid, with known pixels as they are, if kept."""
@@ -105,10 +111,16 @@ class Measured:
         return keep_known(decoded, self.full_size, self.mask)
 
     def finish(self, decoded: Tensor) -> Tensor:
-        """As `fill_in`, and the same for what is known of a picture measured otherwise."""
-        if self.mask is not None or not self.keep_known:
+        """As `fill_in`, and the same for what is known of a picture measured otherwise.
+
+        Where its original is at hand, that is left to `at_output_size`.
+        """
+        if self.mask is not None or not self.keep_known or self.original is not None:
             return self.fill_in(decoded)
-        return self.degradation.operator().explain(decoded, self.y, self._noise_sigma())
+        noise = self.degradation.noise_sigma
+        if self.clean is None:
+            noise = _shown_noise(self.degradation, self.y)
+        return self.degradation.operator().explain(decoded, self.y, noise)
 
     def notices(self) -> list[str]:
         """What a photo shows of its damage, in sentences for the user."""
@@ -120,27 +132,36 @@ class Measured:
             return [self.doubt]
         if self.clean is not None:
             return []
-        accounted = DOUBTED * max(self._white_noise(), LEAST_DOUBTED)
-        return [] if self._unexplainable() < accounted else [DOUBT]
+        accounted = DOUBTED * max(_white_noise(self.degradation, self.y), LEAST_DOUBTED)
+        unexplainable = self.degradation.operator().unexplainable(self.y)
+        return [] if unexplainable < accounted else [DOUBT]
 
-    def _noise_sigma(self) -> float:
-        """What is assumed; or what a photo shows, if that is more: blur would be undone with it."""
-        if self.clean is not None:
-            return self.degradation.noise_sigma
-        return max(self._white_noise(), self._unexplainable())
-
-    def _white_noise(self) -> float:
-        return max(self.degradation.noise_sigma, estimate_noise(to_pil(self.y)))
-
-    def _unexplainable(self) -> float:
-        return self.degradation.operator().unexplainable(self.y)
+    def watch(self, decoded: Tensor) -> Tensor:
+        """As `at_output_size` of `fill_in`, for a look on the way: without what takes seconds."""
+        if self.mask is None:
+            return self.fit.undo(decoded)
+        return self.at_output_size(self.fill_in(decoded))
 
     def at_output_size(self, finished: Tensor) -> Tensor:
         """Finished pictures (B, 3, H, W) on the grid as they come back, (B, 3, *fit.output)."""
         image = self.fit.undo(finished)
         if self.original is None:
             return image
-        return keep_known(image, self.original.picture, self.original.mask)
+        picture, degradation = self.original.picture, self.original.degradation
+        if self.original.mask is not None:
+            return keep_known(image, picture, self.original.mask)
+        picture = picture.to(image)
+        noise = _shown_noise(degradation, picture)
+        return degradation.operator().explain(image, picture, noise)
+
+
+def _shown_noise(degradation: Degradation, photo: Tensor) -> float:
+    """What is assumed; or what a photo shows, if that is more: blur would be undone with it."""
+    return max(_white_noise(degradation, photo), degradation.operator().unexplainable(photo))
+
+
+def _white_noise(degradation: Degradation, photo: Tensor) -> float:
+    return max(degradation.noise_sigma, estimate_noise(to_pil(photo)))
 
 
 @torch.no_grad()
@@ -154,7 +175,9 @@ def take_measurement(request: RestorationRequest, prior: LatentPrior) -> Measure
         matched = Matched(*place(None), degradation)
     else:
         least_side = round(SMALLEST_SIDE_RATIO * prior.native_size)
-        matched = match(place, degradation, least_side=least_side, blur_std=request.blur_std)
+        matched = match(
+            request.image, place, degradation, least_side=least_side, blur_std=request.blur_std
+        )
     picture, plan = matched.picture, matched.fit
     mask = None
     if request.mask is not None:
@@ -168,9 +191,11 @@ def take_measurement(request: RestorationRequest, prior: LatentPrior) -> Measure
         # What lies in a hole is no measurement: the operator expects it to be empty.
         y, clean = picture if mask is None else operator.forward(picture, mask), None
     original = None
-    scaled = plan.scaled != plan.original
-    if scaled and request.keep_known and request.mask is not None and not request.simulate:
-        original = Original(request.image, request.mask)
+    if plan.scaled != plan.original and request.keep_known and not request.simulate:
+        if request.mask is not None:
+            original = Original(request.image, request.mask, degradation)
+        elif matched.as_it_came is not None and math.prod(plan.output) <= MOST_EXPLAINED:
+            original = Original(request.image, None, matched.as_it_came)
     return Measured(
         matched.degradation,
         y,

@@ -67,7 +67,7 @@ class Progress:
         decodes = self._prior.decodes
         image = _decode(self._prior, self._estimate)
         self._prior.decodes = decodes  # the counter tells what the algorithm costs
-        return to_pil(self._measured.at_output_size(self._measured.fill_in(image.cpu())))
+        return to_pil(self._measured.watch(image.cpu()))
 
 
 @dataclass(frozen=True)
@@ -351,7 +351,7 @@ def _scaling_notices(request: RestorationRequest, measured: Measured) -> list[st
     height, width = measured.fit.scaled
     notices = [f"The picture was worked on at {width}x{height} pixels."]
     if measured.original is not None:
-        notices.append("What is known in it comes back at its own size.")
+        notices.append("What is known of it comes back at its own size.")
     if request.mask is not None and measured.mask is not None:
         known, left = float(request.mask.mean()), float(measured.mask.mean())
         if left < LEAST_KNOWN_LEFT * known:

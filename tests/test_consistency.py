@@ -8,6 +8,8 @@ import torch
 from scipy.stats import truncnorm
 from torch import Tensor
 
+from operators import blur, jpeg
+from operators.blur import GaussianBlur, MotionBlur
 from operators.consistency import LEAST_NOISE, TRUST
 from operators.degradation import Degradation
 from operators.jpeg import SPREAD, Jpeg, _truncated_mean, to_coefficients
@@ -117,3 +119,21 @@ def test_noise_alone_and_masks_leave_the_restoration_to_others() -> None:
     x, y = _off(_pictures(1)), _pictures(1)
     for kind in ("denoising", "inpainting_random", "destriping"):
         assert torch.equal(Degradation(kind, {}, 0.01).operator().explain(x, y, 0.01), x)
+
+
+def test_a_large_jpeg_is_explained_strip_by_strip(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = _off(_pictures(1, 72)), Jpeg(quality=10).forward(_pictures(1, 72))
+    whole = Jpeg(quality=10).explain(x, y, 0.0)
+    monkeypatch.setattr(jpeg, "STRIP", 32)
+    torch.testing.assert_close(Jpeg(quality=10).explain(x, y, 0.0), whole, atol=1e-5, rtol=0)
+
+
+def test_a_large_blur_is_solved_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blur, "LARGE", 0)
+    for operator in (GaussianBlur(std=2.0), MotionBlur(length=9)):
+        right = operator.forward(torch.cat([_pictures(1, 96), 0.1 * _pictures(1, 96)]))
+        spread, noise = torch.tensor([0.02, 0.5]).view(2, 1, 1, 1), 4e-4
+        found = operator.solve(right, spread, noise)
+        again = spread * operator.forward(operator.adjoint(found)) + noise * found
+        inside = (..., slice(30, -30), slice(30, -30))  # the adjoint takes the rim for its end
+        assert (again - right)[inside].abs().max() < 0.05 * right[inside].abs().max()

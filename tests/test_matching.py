@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from operators.degradation import Degradation
 from operators.jpeg import Jpeg
+from operators.resize import SuperResolution
 from silo.blur import estimate_blur
 from silo.images import Fit, fit
 from silo.matching import match
@@ -31,12 +33,13 @@ def test_what_a_photo_lacks_of_the_expected_blur_is_added_to_it() -> None:
     sharp = photo()
     for std in (0.0, 1.2, 2.0):
         picture = blurred(sharp, std)
-        matched = match(partial(place, picture), EXPECTED, least_side=128, blur_std=std)
+        matched = match(picture, partial(place, picture), EXPECTED, least_side=128, blur_std=std)
         assert torch.equal(matched.picture, picture) and matched.missing is not None
         assert matched.degradation.parameters["std"] == max(std, 0.1)
         completed = matched.missing.forward(picture)
         assert (completed - blurred(sharp, 3)).abs().max() < 0.02
-    matched = match(partial(place, noisy(blurred(sharp, 1.5))), EXPECTED, least_side=128)
+    picture = noisy(blurred(sharp, 1.5))
+    matched = match(picture, partial(place, picture), EXPECTED, least_side=128)
     assert matched.found is not None and re.search("1.[4-6] pixels", matched.found)
     assert matched.degradation.parameters["std"] == pytest.approx(1.5, rel=0.1)
 
@@ -44,27 +47,28 @@ def test_what_a_photo_lacks_of_the_expected_blur_is_added_to_it() -> None:
 def test_a_photo_that_is_blurred_more_is_worked_on_smaller() -> None:
     picture = noisy(blurred(photo(side=400), 5))
     for std in (5.0, None):
-        matched = match(partial(place, picture), EXPECTED, least_side=128, blur_std=std)
+        matched = match(picture, partial(place, picture), EXPECTED, least_side=128, blur_std=std)
         assert matched.fit.scaled == pytest.approx((240, 240), rel=0.1)
         assert matched.degradation.parameters["std"] == pytest.approx(3, abs=0.02)
         assert matched.missing is None
         assert estimate_blur(matched.fit.cut(matched.picture)) == pytest.approx(3, rel=0.15)
-    matched = match(partial(place, picture), EXPECTED, least_side=128, blur_std=50.0)
+    matched = match(picture, partial(place, picture), EXPECTED, least_side=128, blur_std=50.0)
     assert matched.fit.scaled == (128, 128)
 
 
 def test_a_photo_that_is_blurred_as_expected_stays_as_it_is() -> None:
     picture = noisy(blurred(photo(), 3))
     for std in (None, 3.0):
-        matched = match(partial(place, picture), EXPECTED, least_side=128, blur_std=std)
+        matched = match(picture, partial(place, picture), EXPECTED, least_side=128, blur_std=std)
         assert torch.equal(matched.picture, picture)
         assert (matched.degradation, matched.missing, matched.found) == (EXPECTED, None, None)
-    told = match(partial(place, picture), EXPECTED, least_side=128, blur_std=2.95)
+    told = match(picture, partial(place, picture), EXPECTED, least_side=128, blur_std=2.95)
     assert told.missing is None and told.degradation.parameters["std"] == 2.95
 
 
 def test_a_large_photos_blur_is_told_in_its_own_pixels() -> None:
-    matched = match(partial(place, noisy(blurred(photo(side=1024), 3))), EXPECTED, least_side=128)
+    picture = noisy(blurred(photo(side=1024), 3))
+    matched = match(picture, partial(place, picture), EXPECTED, least_side=128)
     assert matched.fit.scale == 0.5
     assert matched.found is not None and re.search("(2.[89]|3.[0-3]) pixels", matched.found)
     assert matched.degradation.parameters["std"] == pytest.approx(1.5, rel=0.15)
@@ -73,14 +77,19 @@ def test_a_large_photos_blur_is_told_in_its_own_pixels() -> None:
 @pytest.mark.parametrize("quality", [5, 10, 40])
 def test_a_jpeg_file_is_taken_for_what_it_is(quality: int) -> None:
     picture, expected = as_jpeg(photo(), quality), Degradation("jpeg", {"quality": 10})
-    matched = match(partial(place, picture), expected, least_side=128)
+    matched = match(picture, partial(place, picture), expected, least_side=128)
     assert matched.degradation == replace(expected, parameters={"quality": quality})
     assert torch.equal(matched.picture, picture) and matched.doubt is None
     assert (matched.found is None) == (quality == 10)
-    for other in (photo(), picture[..., 3:, 5:], as_jpeg(photo(side=1024), quality)):
-        matched = match(partial(place, other), expected, least_side=128)
+    large = as_jpeg(photo(side=1024), quality)
+    assert match(large, partial(place, large), expected, least_side=128).as_it_came == (
+        matched.degradation
+    )
+    for other in (photo(), picture[..., 3:, 5:]):
+        matched = match(other, partial(place, other), expected, least_side=128)
         assert matched.degradation == expected
         assert matched.doubt is not None and "does not look compressed" in matched.doubt
+        assert matched.as_it_came is not None and matched.as_it_came.parameters["quality"] > 90
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +151,26 @@ def test_a_jpeg_file_of_any_quality_comes_back_no_worse(restorer: Restorer, qual
     assert after > before - 0.7
     assert quality <= 10 or after > assumed + 0.5
     assert any(f"quality of {quality}" in line for line in result.notices) == (quality != 10)
+
+
+@pytest.mark.parametrize(
+    ("task", "damage", "least"),
+    [
+        ("gaussian_blur", lambda clean: clean, 35),
+        ("gaussian_blur", lambda clean: noisy(blurred(clean, 2)), None),
+        ("jpeg_q10", lambda clean: as_jpeg(clean, 10), None),
+        ("super_resolution_x4", SuperResolution(4).forward, None),
+    ],
+)
+def test_of_a_large_photo_what_is_measured_comes_back_at_its_own_size(
+    restorer: Restorer, task: str, damage: Callable[[Tensor], Tensor], least: float | None
+) -> None:
+    clean = torch.cat([photo("astronaut", 512), photo("coffee", 512)], dim=-1)
+    result = restore(restorer, RestorationRequest(task, damage(clean), preset="quick"))
+    assert max(result.measured.fit.scaled) < 1024 and result.images.shape == clean.shape
+    assert any("own size" in line for line in result.notices)
+    before, after = psnr(result.measurement, clean).item(), psnr(result.images, clean).item()
+    print(f"large, {task}: {before:.2f} dB before, {after:.2f} dB after")
+    assert after > (before - 0.1 if least is None else least)
+    scaled_up = result.measured.fit.undo(result.restored)
+    assert after > psnr(scaled_up, clean).item() + 1

@@ -191,7 +191,7 @@ def test_what_is_measured_is_kept_unless_it_is_asked_not_to(
 def test_a_photo_that_is_noisier_than_assumed_is_kept_less_of(
     tiny_prior: LatentPrior, operators: dict[str, Path]
 ) -> None:
-    smooth = torch.linspace(-0.8, 0.8, 96).expand(1, 3, 64, 96)
+    smooth = torch.linspace(-0.8, 0.8, 32).expand(1, 3, 32, 32)
     noisy = smooth + 0.1 * torch.randn(smooth.shape, generator=torch.Generator().manual_seed(0))
     for picture, least, most in ((smooth, 0.0, 1e-6), (noisy, 0.005, 1.0)):
         request = RestorationRequest("super_resolution_x4", picture, noise_sigma=0.01)

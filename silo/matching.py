@@ -84,10 +84,11 @@ def match(
         std, expected_std = _find_blur(photo, picture, fit), _blur(expected).std / fit.scale
         if std is None or SAME_BLUR[0] <= std / expected_std <= SAME_BLUR[1]:
             return _match_blur(picture, fit, place, expected, least_side, expected_std)
-        found = f"Blur of {std:.1f} pixels (standard deviation) was found in the photo."
-        doubt = HARDLY_BLURRED if std < SHARP else None
         matched = _match_blur(picture, fit, place, expected, least_side, std)
-        return replace(matched, found=found, doubt=doubt)
+        if std < SHARP:
+            return replace(matched, doubt=HARDLY_BLURRED)
+        found = f"Blur of {std:.1f} pixels (standard deviation) was found in the photo."
+        return replace(matched, found=found)
     as_it_came = expected if expected.kind == "super_resolution" else None
     return Matched(picture, fit, expected, as_it_came=as_it_came)
 

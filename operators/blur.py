@@ -70,6 +70,19 @@ def _fast(size: int) -> int:
     return size + -size % 64
 
 
+def power_spectrum(x: Tensor, sides: tuple[int, int]) -> Tensor:
+    """The power of x (..., H, W) at the frequencies of an `rfft2` of these sides.
+
+    That of white noise is its variance. x is faded out at the rim: a picture's ends do not meet,
+    and would look like detail.
+    """
+    window = torch.outer(
+        *(torch.hann_window(n, dtype=x.dtype, device=x.device) for n in x.shape[-2:])
+    )
+    mean = (x * window).sum(dim=(-2, -1), keepdim=True) / window.sum()
+    return torch.fft.rfft2((x - mean) * window, s=sides).abs().square() / window.square().sum()
+
+
 class _Blur(PixelOperator):
     """A convolution with `kernel()` after reflection padding."""
 
@@ -78,7 +91,7 @@ class _Blur(PixelOperator):
         """The point-spread function (kernel_size, kernel_size), float64, of sum 1."""
 
     def solve(self, right: Tensor, spread: Tensor, noise: float) -> Tensor:
-        """As `PixelOperator.solve`; of large pictures at once, as if they were mirrored forever."""
+        """As `PixelOperator.solve`; of large pictures, but for their rim, at once: by an FFT."""
         if right[0, 0].numel() <= LARGE:
             return super().solve(right, spread, noise)
         below, beside = (side // 2 for side in self.kernel().shape)
@@ -91,16 +104,14 @@ class _Blur(PixelOperator):
 
     def unexplainable(self, y: Tensor) -> float:
         """What y has of the frequencies that the blur loses; see `PixelOperator`."""
-        height, width = y.shape[-2:]
         kernel = self.kernel().to(y)
-        sides = _fast(max(height, len(kernel))), _fast(max(width, len(kernel)))
+        if min(y.shape[-2:]) < len(kernel):  # too little to tell frequencies apart
+            return 0.0
+        sides = _fast(y.shape[-2]), _fast(y.shape[-1])
         lost = torch.fft.rfft2(kernel, s=sides).abs() < LOST
         if lost.double().mean() < LEAST_LOST:
             return 0.0
-        # Faded out at the rim: a picture's ends do not meet, and would look like detail.
-        window = torch.outer(*(torch.hann_window(n, dtype=y.dtype) for n in (height, width)))
-        power = torch.fft.rfft2(y * window, s=sides).abs().square() / window.square().sum()
-        return float(power[..., lost].mean().sqrt()) / 2
+        return float(power_spectrum(y, sides)[..., lost].mean().sqrt()) / 2
 
     def _apply(self, x: Tensor, mask: Tensor | None) -> Tensor:
         return convolve_reflected(x, self.kernel())

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from operators.blur import power_spectrum
 from silo.images import middle
 
 LEAST_SIDE = 64  # px; of smaller pictures too few frequencies tell
@@ -73,10 +74,7 @@ def estimate_blur(picture: Tensor) -> float | None:
 def _rings(picture: Tensor) -> tuple[Tensor, Tensor]:
     """The mean frequency and power of a picture (H, W) in each ring that has any frequency."""
     height, width = picture.shape
-    # Faded out at the rim: a picture's ends do not meet, and would look like detail.
-    window = torch.outer(*(torch.hann_window(n, dtype=picture.dtype) for n in (height, width)))
-    faded = (picture - (picture * window).sum() / window.sum()) * window
-    power = torch.fft.rfft2(faded).abs().square() / window.square().sum()
+    power = power_spectrum(picture, (height, width))
     rows = torch.fft.fftfreq(height, dtype=picture.dtype)[:, None]
     columns = torch.fft.rfftfreq(width, dtype=picture.dtype)
     frequency = 2 * math.pi * torch.hypot(rows, columns)

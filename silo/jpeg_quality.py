@@ -14,6 +14,8 @@ BLOCKS = 2048  # evenly spread, are looked at
 ROUNDING, OF_STEP, MOST_ROUNDING = 0.7, 0.03, 2.5
 LARGEST = 1 - 1e-6  # of a pixel that was not cut off at black or white, which changes its block
 LEAST_SHARE, TIED = 0.7, 0.02
+# Fewer coefficients, or those of gradients, which have few frequencies, tell too little.
+LEAST_TOLD, LEAST_POSITIONS = 40, 4
 
 
 def find_quality(picture: Tensor) -> int | None:
@@ -41,7 +43,7 @@ def find_quality(picture: Tensor) -> int | None:
     coefficients = coefficients[:: -(-len(coefficients) // BLOCKS) or 1]
     told = coefficients.abs() > 2 * MOST_ROUNDING  # what was rounded to zero fits all steps
     told[:, 0] = False  # the mean of a flat picture may fit any
-    if not told.any():
+    if told.sum() < LEAST_TOLD or told.any(dim=0).sum() < LEAST_POSITIONS:
         return None
     steps = torch.stack([Jpeg(quality).luma_steps for quality in range(1, HIGHEST + 1)])
     fits = torch.stack([_share_of_multiples(coefficients, told, each.flatten()) for each in steps])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from operators.blur import GaussianBlur
 from operators.degradation import Degradation
-from silo.blur import estimate_blur
+from silo.blur import LEAST_SIDE, estimate_blur
 from silo.images import Fit
 from silo.jpeg_quality import HIGHEST, find_quality
 
@@ -18,11 +19,12 @@ from silo.jpeg_quality import HIGHEST, find_quality
 # the estimate is no closer, and restorations are no better.
 SAME_BLUR = 0.87, 1.15
 CLOSE = 0.05  # of what is expected: operators do not mind
-MAX_KERNEL = 255  # px
-LEAST_STD = 0.1  # px; blurs nothing
+LEAST_STD, LARGEST_STD, MAX_KERNEL = 0.1, 100.0, 255  # px; the least blurs nothing
+KERNEL_STDS = 5  # on each side, of a kernel
+LEAST_KERNEL_STDS = 4  # of both sides; a kernel that is cut off before is no Gaussian to be found
 SHARP = 0.75  # px; photos that are not blurred are found to have less
 LARGEST_FOUND = 4.5  # px; a stronger blur is better told from a smaller picture
-HARDLY_BLURRED = "The photo hardly looks blurred, so little of it is changed."
+HARDLY_BLURRED = "The photo hardly looks blurred: little of it is left to restore."
 NOT_COMPRESSED = (
     "The photo does not look compressed as a JPEG file of low quality, or was scaled or cropped "
     "since; its restoration may lose detail."
@@ -75,66 +77,83 @@ def match(
         least_side: it is not scaled down further.
         blur_std: std of its Gaussian blur, in pixels of the photo; None to estimate it.
     """
+    if expected.kind == "gaussian_blur":
+        return _match_blur(photo, place, expected, least_side, blur_std)
     picture, fit = place(None)
     if expected.kind == "jpeg":
         return _match_quality(photo, picture, fit, expected)
-    if expected.kind == "gaussian_blur":
-        if blur_std is not None:
-            return _match_blur(picture, fit, place, expected, least_side, blur_std)
-        std, expected_std = _find_blur(photo, picture, fit), _blur(expected).std / fit.scale
-        if std is None or SAME_BLUR[0] <= std / expected_std <= SAME_BLUR[1]:
-            return _match_blur(picture, fit, place, expected, least_side, expected_std)
-        matched = _match_blur(picture, fit, place, expected, least_side, std)
-        if std < SHARP:
-            return replace(matched, doubt=HARDLY_BLURRED)
-        found = f"Blur of {std:.1f} pixels (standard deviation) was found in the photo."
-        return replace(matched, found=found)
     as_it_came = expected if expected.kind == "super_resolution" else None
     return Matched(picture, fit, expected, as_it_came=as_it_came)
 
 
 def _match_quality(photo: Tensor, picture: Tensor, fit: Fit, expected: Degradation) -> Matched:
     quality = find_quality(photo)
-    if quality is None:  # a large one shows no blocks once it is scaled down: all of it is kept
-        kept = replace(expected, parameters={"quality": HIGHEST})
-        return Matched(picture, fit, expected, doubt=NOT_COMPRESSED, as_it_came=kept)
-    degradation, found = replace(expected, parameters={"quality": quality}), None
-    if degradation != expected:
+    if quality is None:
+        return Matched(picture, fit, expected, doubt=NOT_COMPRESSED)
+    came, found = replace(expected, parameters={"quality": quality}), None
+    if came != expected:
         found = f"The photo was found to be compressed with a JPEG quality of {quality}."
-    return Matched(picture, fit, degradation, found=found, as_it_came=degradation)
-
-
-def _find_blur(photo: Tensor, picture: Tensor, fit: Fit) -> float | None:
-    """The std of a photo's blur in its pixels, where it can be told."""
-    found = estimate_blur(photo)
-    if found is not None and found < LARGEST_FOUND or fit.scale == 1:
-        return found
-    scaled = estimate_blur(fit.cut(picture))
-    return None if scaled is None else scaled / fit.scale
+    # Once it is scaled down there are no blocks of which something could be left open.
+    here = came if fit.scale == 1 else replace(expected, parameters={"quality": HIGHEST})
+    return Matched(picture, fit, here, found=found, as_it_came=came)
 
 
 def _match_blur(
-    picture: Tensor, fit: Fit, place: Place, expected: Degradation, least_side: int, std: float
+    photo: Tensor,
+    place: Place,
+    expected: Degradation,
+    least_side: int,
+    told: float | None,
 ) -> Matched:
-    blur = _blur(expected)
+    picture, fit = place(None)
+    blur = expected.operator()
+    assert isinstance(blur, GaussianBlur)
+    std = told
+    if told is None and blur.kernel_size >= LEAST_KERNEL_STDS * blur.std:
+        std = _find_blur(photo)
+    is_found = told is None and std is not None
+    if std is None or (is_found and _is_same(std * fit.scale / blur.std)):
+        std, is_found = blur.std / fit.scale, False
     excess = std * fit.scale / blur.std
-    if excess > 1 + CLOSE:
+    if excess > 1 + CLOSE and std * fit.scale > SHARP:
         picture, fit = place(max(round(max(fit.scaled) / excess), least_side))
+    here = std * fit.scale
     missing = None
-    if std * fit.scale < (1 - CLOSE) * blur.std:
-        missing = replace(blur, std=math.sqrt(blur.std**2 - (std * fit.scale) ** 2))
-    degradation, came = _blur_of(expected, std * fit.scale), _blur_of(expected, std)
-    return Matched(picture, fit, degradation, missing, as_it_came=came)
+    if here < (1 - CLOSE) * blur.std:
+        missing = _blur(math.sqrt(blur.std**2 - here**2))
+    matched = Matched(
+        picture,
+        fit,
+        expected if math.isclose(here, blur.std) else _described(expected, _blur(here)),
+        missing,
+        as_it_came=_described(expected, _blur(std)),
+    )
+    if not is_found:
+        return matched
+    if std < SHARP:
+        return replace(matched, doubt=HARDLY_BLURRED)
+    found = f"Blur of {std:.1f} pixels (standard deviation) was found in the photo."
+    return replace(matched, found=found)
 
 
-def _blur(degradation: Degradation) -> GaussianBlur:
-    operator = degradation.operator()
-    assert isinstance(operator, GaussianBlur)
-    return operator
+def _find_blur(photo: Tensor) -> float | None:
+    """The std of a photo's blur in its pixels, where it can be told; a strong one once scaled."""
+    std = estimate_blur(photo)
+    if std is None or std < LARGEST_FOUND or min(photo.shape[-2:]) < 2 * LEAST_SIDE:
+        return std
+    scaled = _find_blur(F.interpolate(photo, scale_factor=0.5, mode="bicubic", antialias=True))
+    return std if scaled is None else 2 * scaled
 
 
-def _blur_of(expected: Degradation, std: float) -> Degradation:
-    """A Gaussian blur of another std, with a kernel that holds it."""
-    std = max(std, LEAST_STD)
-    size = max(_blur(expected).kernel_size, min(2 * math.ceil(3 * std) + 1, MAX_KERNEL))
-    return replace(expected, parameters={"kernel_size": size, "std": std})
+def _is_same(ratio: float) -> bool:
+    return SAME_BLUR[0] <= ratio <= SAME_BLUR[1]
+
+
+def _blur(std: float) -> GaussianBlur:
+    """A Gaussian blur with a kernel that holds all of it, as far as kernels reach."""
+    std = min(max(std, LEAST_STD), LARGEST_STD)
+    return GaussianBlur(kernel_size=min(2 * math.ceil(KERNEL_STDS * std) + 1, MAX_KERNEL), std=std)
+
+
+def _described(expected: Degradation, blur: GaussianBlur) -> Degradation:
+    return replace(expected, parameters=asdict(blur))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +50,11 @@ class Original:
     picture: Tensor
     mask: Tensor | None
     degradation: Degradation
+
+    @cached_property
+    def noise_sigma(self) -> float:
+        """What is taken for noise, in [0, 1] units."""
+        return _shown_noise(self.degradation, self.picture)
 
 
 @dataclass(frozen=True)
@@ -130,10 +135,10 @@ class Measured:
         """What a photo shows against its having been damaged as is said; a sentence, or none."""
         if self.doubt is not None:
             return [self.doubt]
-        if self.clean is not None:
-            return []
-        accounted = DOUBTED * max(_white_noise(self.degradation, self.y), LEAST_DOUBTED)
         unexplainable = self.degradation.operator().unexplainable(self.y)
+        if self.clean is not None or unexplainable < DOUBTED * LEAST_DOUBTED:
+            return []
+        accounted = DOUBTED * _white_noise(self.degradation, self.y)
         return [] if unexplainable < accounted else [DOUBT]
 
     def watch(self, decoded: Tensor) -> Tensor:
@@ -150,9 +155,8 @@ class Measured:
         picture, degradation = self.original.picture, self.original.degradation
         if self.original.mask is not None:
             return keep_known(image, picture, self.original.mask)
-        picture = picture.to(image)
-        noise = _shown_noise(degradation, picture)
-        return degradation.operator().explain(image, picture, noise)
+        operator, noise = degradation.operator(), self.original.noise_sigma
+        return operator.explain(image, picture.to(image), noise)
 
 
 def _shown_noise(degradation: Degradation, photo: Tensor) -> float:
@@ -170,14 +174,23 @@ def take_measurement(request: RestorationRequest, prior: LatentPrior) -> Measure
     degradation = request.effective_degradation
     operator = degradation.operator()
     generator = measurement_generator(request.seed)
-    place = partial(_place, request, prior)
+    # Half precision has no transforms, and what is measured is worked on on the CPU.
+    photo = request.image.to("cpu", torch.promote_types(request.image.dtype, torch.float32))
+
+    def place(max_side: int | None) -> tuple[Tensor, Fit]:
+        return fit(
+            photo,
+            multiple=prior.size_multiple,
+            max_pixels=(LARGEST_SIDE_RATIO * prior.native_size) ** 2,
+            max_side=max_side,
+            factor=1 if request.simulate else operator.downscale,
+        )
+
     if request.simulate:
         matched = Matched(*place(None), degradation)
     else:
         least_side = round(SMALLEST_SIDE_RATIO * prior.native_size)
-        matched = match(
-            request.image, place, degradation, least_side=least_side, blur_std=request.blur_std
-        )
+        matched = match(photo, place, degradation, least_side=least_side, blur_std=request.blur_std)
     picture, plan = matched.picture, matched.fit
     mask = None
     if request.mask is not None:
@@ -193,9 +206,9 @@ def take_measurement(request: RestorationRequest, prior: LatentPrior) -> Measure
     original = None
     if plan.scaled != plan.original and request.keep_known and not request.simulate:
         if request.mask is not None:
-            original = Original(request.image, request.mask, degradation)
+            original = Original(photo, request.mask, degradation)
         elif matched.as_it_came is not None and math.prod(plan.output) <= MOST_EXPLAINED:
-            original = Original(request.image, None, matched.as_it_came)
+            original = Original(photo, None, matched.as_it_came)
     return Measured(
         matched.degradation,
         y,
@@ -207,19 +220,6 @@ def take_measurement(request: RestorationRequest, prior: LatentPrior) -> Measure
         missing=matched.missing,
         found=matched.found,
         doubt=matched.doubt,
-    )
-
-
-def _place(
-    request: RestorationRequest, prior: LatentPrior, max_side: int | None
-) -> tuple[Tensor, Fit]:
-    """The picture on the prior's grid, and how it went there; the longer side at most so long."""
-    return fit(
-        request.image,
-        multiple=prior.size_multiple,
-        max_pixels=(LARGEST_SIDE_RATIO * prior.native_size) ** 2,
-        max_side=max_side,
-        factor=1 if request.simulate else request.effective_degradation.operator().downscale,
     )
 
 

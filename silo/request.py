@@ -121,7 +121,7 @@ class RestorationRequest:
             _check_number("noise_sigma", self.noise_sigma, 0, 1)
         if self.blur_std is not None:
             _check_number("blur_std", self.blur_std, 0, MAX_BLUR_STD)
-            if not self.comes_blurred:
+            if not comes_blurred(self._described, self.simulate):
                 raise BadRequest(
                     "blur_std is for photos that a Gaussian blur has damaged already: leave it out."
                 )
@@ -159,11 +159,6 @@ class RestorationRequest:
     def effective_degradation(self) -> Degradation:
         """The task's degradation, with the noise level that is assumed."""
         return self._described.with_noise(self.effective_noise_sigma)
-
-    @property
-    def comes_blurred(self) -> bool:
-        """Whether the picture came with a Gaussian blur, of whatever strength."""
-        return comes_blurred(self._described, self.simulate)
 
     @property
     def _described(self) -> Degradation:

@@ -346,7 +346,7 @@ def test_inverting_an_empty_canvas_paints_it_all(tmp_path: Path) -> None:
 def test_the_map_is_the_standard_deviation_over_the_samples(tmp_path: Path) -> None:
     samples = torch.zeros(2, 3, 4, 8)
     samples[0, :, 1, 2], samples[1, :, 1, 2] = 0.2, -0.2  # +-0.1 in [0, 1]
-    spread = deviation(samples)
+    spread = deviation(samples.split(1))
     assert spread.shape == (1, 1, 4, 8)
     assert spread[0, 0, 1, 2] == pytest.approx(0.1)
     assert spread.sum() == pytest.approx(0.1)
@@ -497,6 +497,7 @@ def test_a_hostile_file_writes_no_html_into_an_error() -> None:
         ({"noise_sigma": 2}, "noise_sigma"),
         ({"blur_std": "1"}, "blur_std"),
         ({"blur_std": -1}, "blur_std"),
+        ({"blur_std": 1.5, "simulate": True}, "blur_std"),
         ({"blur_std": 1.5, "task": "denoising"}, "blur_std"),
         ({"simulate": 1}, "simulate"),
         ({"prompt": "x" * 100_000}, "longer than"),

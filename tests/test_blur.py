@@ -47,3 +47,10 @@ def test_detail_that_a_blur_would_have_taken_is_noticed(operator) -> None:
 def test_where_a_kind_takes_next_to_nothing_all_may_be_explained() -> None:
     assert GaussianBlur(std=0.5).unexplainable(photo()) == 0
     assert SuperResolution(4).unexplainable(photo()) == 0
+
+
+def test_flat_and_small_pictures_have_nothing_that_a_blur_would_have_taken() -> None:
+    for operator in (GaussianBlur(), MotionBlur()):
+        for size in ((8, 8), (1, 400), (12, 400), (40, 400), (64, 80)):
+            assert operator.unexplainable(torch.full((1, 3, *size), 0.8)) < 1e-4
+        assert operator.unexplainable(photo()[..., :40, :]) == 0

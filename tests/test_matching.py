@@ -10,11 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from operators.blur import GaussianBlur
 from operators.degradation import Degradation
 from operators.jpeg import Jpeg
 from operators.resize import SuperResolution
+from silo import measured
 from silo.blur import estimate_blur
 from silo.images import Fit, fit
+from silo.jpeg_quality import HIGHEST
 from silo.matching import match
 from silo.metrics import psnr
 from silo.prior import LatentPrior
@@ -66,6 +69,30 @@ def test_a_photo_that_is_blurred_as_expected_stays_as_it_is() -> None:
     assert told.missing is None and told.degradation.parameters["std"] == 2.95
 
 
+@pytest.mark.parametrize(
+    ("kernel_size", "std"), [(7, 3.0), (11, 5.0), (61, 2.0), (61, 0.3), (101, 8.0), (3, 0.1)]
+)
+def test_what_an_operator_of_ones_own_was_trained_for_is_left_as_it_is(
+    kernel_size: int, std: float
+) -> None:
+    expected = Degradation("gaussian_blur", {"kernel_size": kernel_size, "std": std})
+    picture = noisy(expected.operator().forward(photo(side=400)))
+    matched = match(picture, partial(place, picture), expected, least_side=128)
+    if std > 1:
+        assert (matched.degradation, matched.missing, matched.found) == (expected, None, None)
+    assert matched.fit.scaled == (400, 400)
+    for told in (0.0, 0.93 * std, 100.0):
+        matched = match(picture, partial(place, picture), expected, least_side=128, blur_std=told)
+        assert matched.found is None and matched.doubt is None
+
+
+@pytest.mark.parametrize("std", [6.0, 8.0, 12.0])
+def test_a_strong_blur_is_found_in_a_smaller_picture(std: float) -> None:
+    picture = noisy(GaussianBlur(kernel_size=121, std=std).forward(photo(side=512)))
+    matched = match(picture, partial(place, picture), EXPECTED, least_side=128)
+    assert max(matched.fit.scaled) == pytest.approx(512 * 3 / std, rel=0.15)
+
+
 def test_a_large_photos_blur_is_told_in_its_own_pixels() -> None:
     picture = noisy(blurred(photo(side=1024), 3))
     matched = match(picture, partial(place, picture), EXPECTED, least_side=128)
@@ -82,14 +109,14 @@ def test_a_jpeg_file_is_taken_for_what_it_is(quality: int) -> None:
     assert torch.equal(matched.picture, picture) and matched.doubt is None
     assert (matched.found is None) == (quality == 10)
     large = as_jpeg(photo(side=1024), quality)
-    assert match(large, partial(place, large), expected, least_side=128).as_it_came == (
-        matched.degradation
-    )
+    scaled = match(large, partial(place, large), expected, least_side=128)
+    assert scaled.as_it_came == matched.degradation
+    assert scaled.degradation.parameters["quality"] == HIGHEST  # there are no blocks any more
     for other in (photo(), picture[..., 3:, 5:]):
         matched = match(other, partial(place, other), expected, least_side=128)
         assert matched.degradation == expected
         assert matched.doubt is not None and "does not look compressed" in matched.doubt
-        assert matched.as_it_came is not None and matched.as_it_came.parameters["quality"] > 90
+        assert matched.as_it_came is None
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +175,7 @@ def test_a_jpeg_file_of_any_quality_comes_back_no_worse(restorer: Restorer, qual
     before, after = psnr(came, clean).item(), psnr(result.images, clean).item()
     assumed = psnr(Jpeg(10).explain(result.images, came, 0.01), clean).item()
     print(f"quality {quality}: {before:.2f} dB before, {after:.2f} dB after")
-    assert after > before - 0.7
+    assert after > before - (0.7 if quality > 50 else 0.45)
     assert quality <= 10 or after > assumed + 0.5
     assert any(f"quality of {quality}" in line for line in result.notices) == (quality != 10)
 
@@ -174,3 +201,27 @@ def test_of_a_large_photo_what_is_measured_comes_back_at_its_own_size(
     assert after > (before - 0.1 if least is None else least)
     scaled_up = result.measured.fit.undo(result.restored)
     assert after > psnr(scaled_up, clean).item() + 1
+
+
+def test_a_large_noisy_photo_is_kept_less_of_at_its_own_size(restorer: Restorer) -> None:
+    clean = photo("coffee", 700)
+    came = blurred(clean, 2) + 0.1 * torch.randn(
+        clean.shape, generator=torch.Generator().manual_seed(0)
+    )
+    request = RestorationRequest("gaussian_blur", came.clamp(-1, 1), preset="quick", blur_std=2)
+    result = restore(restorer, request)
+    original = result.measured.original
+    assert original is not None and original.noise_sigma == pytest.approx(0.05, rel=0.2)
+    assert psnr(result.images, clean).item() > psnr(came, clean).item() + 3
+
+
+@pytest.mark.parametrize("task", ["gaussian_blur", "jpeg_q10"])
+def test_a_photo_that_is_too_large_comes_back_scaled_up(
+    restorer: Restorer, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    monkeypatch.setattr(measured, "MOST_EXPLAINED", 600**2)
+    for dtype in (torch.float16, torch.float64):
+        came = as_jpeg(photo(side=700), 20).to(dtype)
+        result = restore(restorer, RestorationRequest(task, came, preset="quick", steps=2))
+        assert result.measured.original is None and result.images.shape == came.shape
+        assert psnr(result.images, came.to(result.images)).item() > 25

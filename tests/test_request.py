@@ -211,8 +211,7 @@ def test_hyperparameters_that_a_sampler_does_not_have_or_take_are_named(
 
 
 def test_a_blur_is_told_of_pictures_that_came_with_one_only():
-    assert make(task="gaussian_blur", blur_std=1.5).comes_blurred
+    assert make(task="gaussian_blur", blur_std=1.5).blur_std == 1.5
     for other in ({"task": "gaussian_blur", "simulate": True}, {"task": "motion_blur"}):
-        assert not make(**other).comes_blurred
         with pytest.raises(BadRequest, match="blur_std is for photos"):
             make(**other, blur_std=1.5)

@@ -37,7 +37,6 @@ def add(restoring: Restoring, models: Models) -> None:
             gr.Number(None, label="steps", precision=0),
             gr.Number(None, label="eta"),
             gr.Number(None, label="noise_sigma"),
-            gr.Number(None, label="blur_std"),
             gr.Textbox("", label="prompt"),
             gr.Textbox("", label="negative_prompt"),
             gr.Number(1, label="guidance_scale"),
@@ -46,6 +45,7 @@ def add(restoring: Restoring, models: Models) -> None:
             gr.Checkbox(True, label="keep_known"),
             gr.Textbox(models.default, label="prior"),
             gr.Textbox(AUTOMATIC, label="operator"),
+            gr.Number(None, label="blur_std"),
         ]
         outputs = [gr.File(label="results", file_count="multiple"), gr.JSON(label="parameters")]
         gr.Button().click(
@@ -70,7 +70,6 @@ def _endpoint(restoring: Restoring, models: Models, component: gr.File) -> Calla
         steps: int | None = None,
         eta: float | None = None,
         noise_sigma: float | None = None,
-        blur_std: float | None = None,
         prompt: str = "",
         negative_prompt: str = "",
         guidance_scale: float = 1.0,
@@ -79,6 +78,7 @@ def _endpoint(restoring: Restoring, models: Models, component: gr.File) -> Calla
         keep_known: bool = True,
         prior: str = models.default,
         operator: str = AUTOMATIC,
+        blur_std: float | None = None,
     ) -> Answer:
         """Restore a degraded photo. Faces that come out are plausible, not evidence of identity.
 
@@ -92,7 +92,6 @@ def _endpoint(restoring: Restoring, models: Models, component: gr.File) -> Calla
             steps: denoising steps, 1 to 1000, in place of the preset's.
             eta: consistency scale, for 1,000 steps; higher keeps closer to the photo.
             noise_sigma: standard deviation of the photo's noise, where white is 1.
-            blur_std: standard deviation of a blurry photo's blur in pixels; estimated without.
             prompt: what the photo shows.
             negative_prompt: what it does not show; needs a guidance scale above 1.
             guidance_scale: of the prompt, from 1, which is none.
@@ -101,6 +100,7 @@ def _endpoint(restoring: Restoring, models: Models, component: gr.File) -> Calla
             keep_known: keep what is measured: pixels outside holes, and what other damage left.
             prior: one that the page lists by this name, such as tiny.
             operator: one that the page lists, such as owner/name@commit; empty for the task's own.
+            blur_std: standard deviation of a blurry photo's blur in pixels; estimated without.
 
         Returns:
             The restored pictures as PNG files, then all that is needed to make them again.

@@ -55,23 +55,26 @@ def save_result(result: Result, cache: Path) -> list[str]:
     return save_all(result.measurement, result.image_by_image(), result.parameters, cache)
 
 
-def deviation(samples: Tensor) -> Tensor:
-    """Return the standard deviation over samples (B, 3, H, W) at each pixel, (1, 1, H, W).
+def deviation(samples: Iterable[Tensor]) -> Tensor:
+    """Return the standard deviation over samples, each (1, 3, H, W), at each pixel, (1, 1, H, W).
 
     It is that of pictures in [0, 1], the root mean square over the three colours.
     """
-    return (samples / 2).var(0, keepdim=True, unbiased=False).mean(1, keepdim=True).sqrt()
+    mean = squares = torch.zeros(())
+    for count, sample in enumerate(samples, 1):  # Welford's, without all of them in memory
+        off = sample / 2 - mean
+        mean = mean + off / count
+        squares = squares + (off * (sample / 2 - mean) - squares) / count
+    return squares.mean(1, keepdim=True).sqrt()
 
 
 def save_uncertainty(result: Result, cache: Path) -> tuple[str, float]:
     """Write a map of where the samples differ; bright is where they differ most.
 
-    They are compared on the grid that they were made on, and the map is scaled as they are.
-
     Returns:
         The file, and the standard deviation that is brightest, for pictures in [0, 1].
     """
-    spread = result.measured.fit.undo(deviation(result.restored))[0, 0]
+    spread = deviation(result.image_by_image())[0, 0]
     largest = float(spread.max())
     position = (spread / max(largest, 1e-12)).numpy()
     stops = np.linspace(0, 1, len(_RAMP))

@@ -102,7 +102,7 @@ def read_settings(path: str) -> SavedSettings:
         image=_PLACEHOLDER, simulate=True, degradation=degradation, **values
     )
     if blur_std is not None:
-        replace(request, simulate=False, blur_std=blur_std)  # checks it
+        replace(request, simulate=simulate, blur_std=blur_std)  # checks it
     if found.get("keep_known") is False:
         not_offered.append("pictures straight from the decoder (--no-keep-known)")
     if found.get("version") != __version__:

@@ -90,7 +90,7 @@ class _Blur(PixelOperator):
     def kernel(self) -> Tensor:
         """The point-spread function (kernel_size, kernel_size), float64, of sum 1."""
 
-    def solve(self, right: Tensor, spread: Tensor, noise: float) -> Tensor:
+    def solve(self, right: Tensor, spread: Tensor, noise: Tensor) -> Tensor:
         """As `PixelOperator.solve`; of large pictures, but for their rim, at once: by an FFT."""
         if right[0, 0].numel() <= LARGE:
             return super().solve(right, spread, noise)

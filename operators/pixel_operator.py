@@ -164,13 +164,13 @@ class PixelOperator(ABC):
         """
         return explain(self, x, y, noise_sigma) if self.linear and not self.needs_mask else x
 
-    def solve(self, right: Tensor, spread: Tensor, noise: float) -> Tensor:
+    def solve(self, right: Tensor, spread: Tensor, noise: Tensor) -> Tensor:
         """The v with (spread A A^T + noise) v = right, (B, 3, h, w), about; for linear kinds.
 
         Args:
             right: (B, 3, h, w), of the shape A produces.
             spread: (B, 1, 1, 1), 0 or more.
-            noise: above 0.
+            noise: (B, 1, 1, 1), above 0.
         """
         return solve(lambda v: spread * self.forward(self.adjoint(v)) + noise * v, right)
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from operators.blur import GaussianBlur
 from operators.degradation import Degradation
 from silo.blur import LEAST_SIDE, estimate_blur
-from silo.images import Fit
+from silo.images import Fit, to_pil
 from silo.jpeg_quality import HIGHEST, find_quality
+from silo.noise import estimate_noise
 
 # A blur that is found to be within these multiples of what is expected is taken to be just that:
 # the estimate is no closer, and restorations are no better.
@@ -23,11 +24,16 @@ LEAST_STD, LARGEST_STD, MAX_KERNEL = 0.1, 100.0, 255  # px; the least blurs noth
 KERNEL_STDS = 5  # on each side, of a kernel
 LEAST_KERNEL_STDS = 4  # of both sides; a kernel that is cut off before is no Gaussian to be found
 SHARP = 0.75  # px; photos that are not blurred are found to have less
+LEAST_NOISE, LITTLE_NOISE = 0.01, 0.4  # in [0, 1]; of what is assumed
 LARGEST_FOUND = 4.5  # px; a stronger blur is better told from a smaller picture
 HARDLY_BLURRED = "The photo hardly looks blurred: little of it is left to restore."
+HARDLY_NOISY = (
+    "The photo shows hardly any noise, or less than is assumed: its restoration loses detail."
+)
+UNTOLD = "The photo is too small or too flat to tell how blurred it is: {:g} pixels are assumed."
 NOT_COMPRESSED = (
-    "The photo does not look compressed as a JPEG file of low quality, or was scaled or cropped "
-    "since; its restoration may lose detail."
+    "The photo does not show how it was compressed as a JPEG file: it hardly was, or it was scaled "
+    "or cropped since. Little of it is changed."
 )
 
 Place = Callable[[int | None], tuple[Tensor, Fit]]
@@ -82,6 +88,10 @@ def match(
     picture, fit = place(None)
     if expected.kind == "jpeg":
         return _match_quality(photo, picture, fit, expected)
+    if expected.kind == "denoising":
+        seen = estimate_noise(to_pil(photo))
+        clean = seen < max(LEAST_NOISE, LITTLE_NOISE * expected.noise_sigma)
+        return Matched(picture, fit, expected, doubt=HARDLY_NOISY if clean else None)
     as_it_came = expected if expected.kind == "super_resolution" else None
     return Matched(picture, fit, expected, as_it_came=as_it_came)
 
@@ -89,7 +99,8 @@ def match(
 def _match_quality(photo: Tensor, picture: Tensor, fit: Fit, expected: Degradation) -> Matched:
     quality = find_quality(photo)
     if quality is None:
-        return Matched(picture, fit, expected, doubt=NOT_COMPRESSED)
+        kept = replace(expected, parameters={"quality": HIGHEST})
+        return Matched(picture, fit, kept, doubt=NOT_COMPRESSED, as_it_came=kept)
     came, found = replace(expected, parameters={"quality": quality}), None
     if came != expected:
         found = f"The photo was found to be compressed with a JPEG quality of {quality}."
@@ -108,9 +119,10 @@ def _match_blur(
     picture, fit = place(None)
     blur = expected.operator()
     assert isinstance(blur, GaussianBlur)
-    std = told
+    std, is_untold = told, False
     if told is None and blur.kernel_size >= LEAST_KERNEL_STDS * blur.std:
         std = _find_blur(photo)
+        is_untold = std is None
     is_found = told is None and std is not None
     if std is None or (is_found and _is_same(std * fit.scale / blur.std)):
         std, is_found = blur.std / fit.scale, False
@@ -129,9 +141,12 @@ def _match_blur(
         as_it_came=_described(expected, _blur(std)),
     )
     if not is_found:
-        return matched
-    if std < SHARP:
-        return replace(matched, doubt=HARDLY_BLURRED)
+        return replace(matched, doubt=UNTOLD.format(blur.std) if is_untold else None)
+    if std < SHARP:  # what is not noise by what it shows is not taken for noise
+        here, came = matched.degradation.with_noise(0), _described(expected, _blur(std))
+        return replace(
+            matched, degradation=here, doubt=HARDLY_BLURRED, as_it_came=came.with_noise(0)
+        )
     found = f"Blur of {std:.1f} pixels (standard deviation) was found in the photo."
     return replace(matched, found=found)
 

@@ -28,12 +28,12 @@ LARGEST_SIDE_RATIO = 2
 SMALLEST_SIDE_RATIO = 0.5
 MOST_EXPLAINED = 16_000_000  # pixels of a picture; larger ones come back scaled up
 FADE_RADIUS = 2  # px; half the width of the seam around a hole
-# A photo is doubted that has so many times more of what the damage would have taken than noise, or
-# than JPEG files commonly have, accounts for.
+# A photo is doubted that has so many times more of what the damage would have taken than its noise
+# accounts for, and more than JPEG files commonly have.
 DOUBTED, LEAST_DOUBTED = 2.0, 0.01
 DOUBT = (
-    "The photo has detail that this damage would have taken from it, so it is damaged less, or "
-    "otherwise; its restoration may look harsh."
+    "The photo has detail that this damage would have taken from it: it is damaged less, or "
+    "otherwise, or was framed or written on since. Its restoration is likely to be wrong."
 )
 
 
@@ -136,9 +136,9 @@ class Measured:
         if self.doubt is not None:
             return [self.doubt]
         unexplainable = self.degradation.operator().unexplainable(self.y)
-        if self.clean is not None or unexplainable < DOUBTED * LEAST_DOUBTED:
+        if self.clean is not None or unexplainable < LEAST_DOUBTED:
             return []
-        accounted = DOUBTED * _white_noise(self.degradation, self.y)
+        accounted = DOUBTED * estimate_noise(to_pil(self.y))
         return [] if unexplainable < accounted else [DOUBT]
 
     def watch(self, decoded: Tensor) -> Tensor:

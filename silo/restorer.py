@@ -148,8 +148,7 @@ class Restorer:
             notices.append(f"Memory ran out: the samples were made in {len(batches)} batches.")
         if problem.prompt.truncated:
             notices.append("The prompt is longer than the prior reads; its end was ignored.")
-        notices += _scaling_notices(request, measured)
-        notices += measured.notices()
+        notices += [*measured.notices(), *_scaling_notices(request, measured)]
         seconds = time.perf_counter() - started
         nfe, encodes, decodes = (
             now - then for now, then in zip(_calls(self.prior), before, strict=True)
@@ -241,7 +240,7 @@ class Restorer:
             measurement=measured.y.to(device),
             measurement_latent=latent.clamp(-MEASUREMENT_LATENT_BOUND, MEASUREMENT_LATENT_BOUND),
             mask=None if measured.mask is None else measured.mask.to(device),
-            noise_sigma=measured.degradation.noise_sigma,
+            noise_sigma=request.effective_noise_sigma,
             prompt=prompt,
         )
         return problem, measured

@@ -132,7 +132,7 @@ def test_a_large_blur_is_solved_at_once(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(blur, "LARGE", 0)
     for operator in (GaussianBlur(std=2.0), MotionBlur(length=9)):
         right = operator.forward(torch.cat([_pictures(1, 96), 0.1 * _pictures(1, 96)]))
-        spread, noise = torch.tensor([0.02, 0.5]).view(2, 1, 1, 1), 4e-4
+        spread, noise = torch.tensor([0.02, 0.5]).view(2, 1, 1, 1), torch.full((2, 1, 1, 1), 4e-4)
         found = operator.solve(right, spread, noise)
         again = spread * operator.forward(operator.adjoint(found)) + noise * found
         inside = (..., slice(30, -30), slice(30, -30))  # the adjoint takes the rim for its end

@@ -187,7 +187,7 @@ def _restore_one(
     for path, image in zip(paths, result.image_by_image(), strict=True):
         save_png(path, image, record)
     for line in result.notices:
-        _say(line)
+        _say(line if title == picture.name else f"{picture.name}: {line}")
     if as_json:
         print(json.dumps(_report(restorer, request, result, paths)), flush=True)
     else:
@@ -232,6 +232,7 @@ def _report(
         "size": list(result.restored.shape[-2:]),
         **{key: result.parameters[key] for key in ("prior", "operator")},
         "memory": peak_memory(restorer.prior.device),
+        "notices": result.notices,
     }
     if request.simulate:
         restoration, measurement = scores(result)

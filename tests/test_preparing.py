@@ -169,7 +169,7 @@ def test_a_sharp_photo_that_is_called_blurry_is_told_before_it_is_restored(
         assert shown[asked]["visible"]
         assert ("hardly looks blurred" in shown[status]) == (name == "sharp")
         assert ("be degraded first" in shown[status]) == (name == "sharp")
-        for task, source in (("gaussian_blur", CLEAN), ("denoising", DEGRADED)):
+        for task, source in (("gaussian_blur", CLEAN), ("super_resolution_x4", DEGRADED)):
             shown = page.preparing.show(page.given(path, task, source), VISIT)
             assert not shown[asked]["visible"] and shown[status] == ""
 

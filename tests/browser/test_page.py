@@ -275,7 +275,8 @@ def test_stop_while_waiting_for_another_visitor(page: Page) -> None:
     queued = re.compile(r"queue: \d+/\d+")
     expect(second.locator("#status")).to_contain_text(queued)
     second.locator("#stop").click()
-    expect(second.locator("#status")).to_have_text("Stopped before it began.")
+    # As it is seen: under load gradio may add the word Error to a cancelled run, which is hidden.
+    expect(second.locator("#status")).to_have_text("Stopped before it began.", use_inner_text=True)
     page.locator("#stop").click()
     restore(second, steps=2)
     expect(second.locator("#status")).to_have_text(FINISHED)

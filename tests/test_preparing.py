@@ -174,6 +174,17 @@ def test_a_sharp_photo_that_is_called_blurry_is_told_before_it_is_restored(
             assert not shown[asked]["visible"] and shown[status] == ""
 
 
+def test_a_photo_that_is_shown_smaller_is_not_doubted_by_what_is_shown(
+    page: Page, tmp_path: Path
+) -> None:
+    photo, path = Image.fromarray(skimage.data.astronaut()), tmp_path / "photo.jpg"
+    for side, told in ((512, True), (1400, False)):
+        photo.resize((side, side)).save(path, quality=97)
+        for task in ("gaussian_blur", "jpeg_q10", "denoising"):
+            shown = page.preparing.show(page.given(path, task, DEGRADED), VISIT)
+            assert ("be degraded first" in shown[page.outputs.status]) == told, (side, task)
+
+
 def test_another_prior_offers_its_own_tasks(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

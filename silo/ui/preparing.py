@@ -8,6 +8,7 @@ import gradio as gr
 from operators.catalog import Task
 from operators.errors import OperatorError
 from silo import images
+from silo.decoding import read_header
 from silo.errors import SiloError
 from silo.measured import take_measurement
 from silo.noise import estimate_noise
@@ -70,8 +71,10 @@ class Preparing:
                     measured = take_measurement(request, prior)
                     if simulate:
                         shown = view(measured.output_size)
-                    elif doubts := measured.doubts():
-                        notices += [*doubts, SHOW_ME]
+                    elif max(shown.size) == max(read_header(given[fields.photo]).size):
+                        # Of a photo that is shown smaller, blur, noise and blocks are not seen.
+                        doubts = measured.doubts()
+                        notices += [*doubts, SHOW_ME] if doubts else []
         except (SiloError, OperatorError) as error:
             notices = [str(error)]
         tools = {

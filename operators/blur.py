@@ -90,10 +90,8 @@ class _Blur(PixelOperator):
     def kernel(self) -> Tensor:
         """The point-spread function (kernel_size, kernel_size), float64, of sum 1."""
 
-    def solve(self, right: Tensor, spread: Tensor, noise: Tensor) -> Tensor:
-        """As `PixelOperator.solve`; of large pictures, but for their rim, at once: by an FFT."""
-        if right[0, 0].numel() <= LARGE:
-            return super().solve(right, spread, noise)
+    def start(self, right: Tensor, spread: Tensor, noise: Tensor) -> Tensor:
+        """As `PixelOperator.start`: the solution, but for the rim, by an FFT."""
         below, beside = (side // 2 for side in self.kernel().shape)
         padded, sides = _mirrored(right, below, beside)
         power = torch.fft.rfft2(self.kernel().to(right), s=sides).abs().square()
@@ -101,6 +99,12 @@ class _Blur(PixelOperator):
         height, width = right.shape[-2:]
         found = torch.fft.irfft2(spectrum, s=sides)
         return found[..., below : below + height, beside : beside + width]
+
+    def solve(self, right: Tensor, spread: Tensor, noise: Tensor) -> Tensor:
+        """As `PixelOperator.solve`; of large pictures just where it starts."""
+        if right[0, 0].numel() <= LARGE:
+            return super().solve(right, spread, noise)
+        return self.start(right, spread, noise)
 
     def unexplainable(self, y: Tensor) -> float:
         """What y has of the frequencies that the blur loses; see `PixelOperator`."""

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from operators.colours import mix
+from operators.cosine import from_coefficients, to_coefficients
 from operators.pixel_operator import PixelOperator, Range
 
 # ITU-T T.81, Annex K: the quantisation tables of quality 50, rows by vertical frequency.
@@ -35,8 +37,10 @@ RGB_TO_YCC = (
     (0.5, -0.587 / 1.402, -0.114 / 1.402),
 )
 
-SPREAD = 20.0  # levels; how far a restoration's coefficients are taken to be off
-STRIP = 512  # rows; blocks know nothing of each other, and large pictures take gigabytes
+# How far a restoration's coefficients are taken to be off: by this share of how far they are from
+# the stored ones in so many blocks around, in each direction; and no less than so many levels.
+TRUST, NEIGHBOURS, LEAST_SPREAD = 0.8, 5, 12.0
+STRIP, MARGIN = 512, 32  # rows, and those around that matter to them; large pictures take gigabytes
 PASSES = 2  # chroma's planes are not exactly those that were moved, after the first
 
 
@@ -54,26 +58,38 @@ class Jpeg(PixelOperator):
     quality: Annotated[int, Range(1, 100)] = 10
 
     def explain(self, x: Tensor, y: Tensor, noise_sigma: float) -> Tensor:
-        """The mean of N(x, SPREAD^2), coefficient by coefficient, among what would be stored as y.
+        """The mean of N(x, spread^2), coefficient by coefficient, among what would be stored as y.
 
         Each coefficient of the cosine transform was rounded to the multiple of a step that y still
-        shows, since noise is small beside the steps: within half a step it may be anything.
+        shows, since noise is small beside the steps: within half a step it may be anything. The
+        spread is what the coefficients of its frequency show in the blocks around.
         """
-        strips = (each.split(STRIP, dim=-2) for each in (x, y))
-        return torch.cat([self._explain(*strip) for strip in zip(*strips, strict=True)], dim=-2)
+        strips = []
+        for top in range(0, x.shape[-2], STRIP):
+            above = min(top, MARGIN)
+            rows = slice(top - above, top + STRIP + MARGIN)
+            explained = self._explain(x[..., rows, :], y[..., rows, :])
+            strips.append(explained[..., above : above + STRIP, :])
+        return torch.cat(strips, dim=-2)
 
     def _explain(self, x: Tensor, y: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        luma, chroma = self.luma_steps, self._table(CHROMA_TABLE)
-        stored = [to_coefficients(part) for part in _parts(_to_ycc(y))]
+        tables = self.luma_steps, self._table(CHROMA_TABLE)
+        stored = [
+            (to_coefficients(part) / table.to(part)).round() * table.to(part)
+            for part, table in zip(_parts(_to_ycc(y)), tables, strict=True)
+        ]
+        spreads = [
+            _spread(to_coefficients(part) - at)
+            for part, at in zip(_parts(_to_ycc(x)), stored, strict=True)
+        ]
         for _ in range(PASSES):
             ycc = _to_ycc(x)
             moved = []
-            for part, at, table in zip(_parts(ycc), stored, (luma, chroma), strict=True):
-                steps = table.to(part)
-                low, high = ((at / steps).round() + side for side in (-0.5, 0.5))
+            for part, at, table, spread in zip(_parts(ycc), stored, tables, spreads, strict=True):
+                half = table.to(part) / 2
                 coefficients = to_coefficients(part)
-                kept = _truncated_mean(coefficients, low * steps, high * steps)
+                kept = _truncated_mean(coefficients, spread, at - half, at + half)
                 moved.append(from_coefficients(kept - coefficients))
             moved[1] = F.interpolate(moved[1], scale_factor=2, mode="nearest")
             x = _to_rgb(ycc + torch.cat(moved, dim=1))[..., :height, :width]
@@ -104,11 +120,6 @@ def luma_coefficients(images: Tensor) -> Tensor:
     return to_coefficients(luma)
 
 
-def _mix(images: Tensor, matrix: Tensor) -> Tensor:
-    """Multiply the channels of images (B, 3, H, W) by a matrix (3, 3)."""
-    return torch.einsum("oc,bchw->bohw", matrix.to(images), images)
-
-
 def _to_ycc(images: Tensor) -> Tensor:
     """Images in [-1, 1] -> luma and chroma planes around 0 as files hold them, in units of 16x16.
 
@@ -117,39 +128,18 @@ def _to_ycc(images: Tensor) -> Tensor:
     height, width = images.shape[-2:]
     levels = 127.5 * images.clamp(-1, 1) - 0.5
     levels = F.pad(levels, (0, -width % 16, 0, -height % 16), mode="replicate")
-    return _mix(levels, torch.tensor(RGB_TO_YCC, dtype=torch.float64))
+    return mix(levels, torch.tensor(RGB_TO_YCC, dtype=torch.float64))
 
 
 def _to_rgb(ycc: Tensor) -> Tensor:
     """Undo `_to_ycc`, but for the padding."""
-    levels = _mix(ycc, torch.linalg.inv(torch.tensor(RGB_TO_YCC, dtype=torch.float64)))
+    levels = mix(ycc, torch.linalg.inv(torch.tensor(RGB_TO_YCC, dtype=torch.float64)))
     return ((levels + 0.5) / 127.5).clamp(-1, 1)
 
 
 def _parts(ycc: Tensor) -> tuple[Tensor, Tensor]:
     """Luma (B, 1, H, W), and chroma at half the resolution, (B, 2, H / 2, W / 2)."""
     return ycc[:, :1], F.avg_pool2d(ycc[:, 1:], 2)
-
-
-def _cosines() -> Tensor:
-    order = torch.arange(8, dtype=torch.float64)
-    cosines = torch.cos((2 * order + 1) * order[:, None] * math.pi / 16) / 2
-    cosines[0] /= math.sqrt(2)
-    return cosines
-
-
-def to_coefficients(planes: Tensor) -> Tensor:
-    """The cosine transform of each 8x8 block of planes (B, C, H, W), (B, C, H / 8, W / 8, 8, 8)."""
-    cosines = _cosines().to(planes)
-    blocks = planes.unflatten(-1, (-1, 8)).unflatten(-3, (-1, 8)).transpose(-3, -2)
-    return cosines @ blocks @ cosines.T
-
-
-def from_coefficients(coefficients: Tensor) -> Tensor:
-    """The planes (B, C, H, W) of which `to_coefficients` gives these."""
-    cosines = _cosines().to(coefficients)
-    blocks = cosines.T @ coefficients @ cosines
-    return blocks.transpose(-3, -2).flatten(-2).flatten(-3, -2)
 
 
 def _quantise(planes: Tensor, table: Tensor) -> Tensor:
@@ -162,10 +152,19 @@ def _quantise(planes: Tensor, table: Tensor) -> Tensor:
     return from_coefficients((rounded + cube - cube.detach()) * table)
 
 
-def _truncated_mean(mean: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """The mean of N(mean, SPREAD^2) between `low` and `high`; the nearer of them far outside."""
-    below, above = ((side.double() - mean.double()) / SPREAD for side in (low, high))
+def _spread(off: Tensor) -> Tensor:
+    """How far coefficients are taken to be off that are so far from the stored ones, each."""
+    energy = off.square().permute(0, 1, 4, 5, 2, 3).flatten(1, 3)
+    padding = NEIGHBOURS // 2
+    energy = F.avg_pool2d(energy, NEIGHBOURS, 1, padding, count_include_pad=False)
+    spread = TRUST * energy.sqrt().clamp(min=LEAST_SPREAD / TRUST)
+    return spread.unflatten(1, (off.shape[1], *off.shape[-2:])).permute(0, 1, 4, 5, 2, 3)
+
+
+def _truncated_mean(mean: Tensor, spread: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The mean of N(mean, spread^2) between `low` and `high`; the nearer of them far outside."""
+    below, above = ((side.double() - mean.double()) / spread for side in (low, high))
     probability = torch.special.ndtr(above) - torch.special.ndtr(below)
     density = (below.square() / -2).exp() - (above.square() / -2).exp()
-    shift = SPREAD * density / (math.sqrt(2 * math.pi) * probability.clamp(min=1e-9))
+    shift = spread * density / (math.sqrt(2 * math.pi) * probability.clamp(min=1e-9))
     return (mean + shift.to(mean)).clamp(low, high)

@@ -1,13 +1,13 @@
 """The pixel-space degradations by kind, and the noisy measurement y = A(x) + n."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from operators.blur import GaussianBlur, MotionBlur
+from operators.denoising import Denoising
 from operators.errors import OperatorError
 from operators.inpainting import BoxInpainting, Destriping, FreeFormInpainting, RandomInpainting
 from operators.jpeg import Jpeg
@@ -16,18 +16,6 @@ from operators.resize import SuperResolution
 
 if TYPE_CHECKING:
     from operators.degradation import Degradation
-
-
-@dataclass(frozen=True)
-class Denoising(PixelOperator):
-    """The identity: only the noise degrades the picture."""
-
-    def explain(self, x: Tensor, y: Tensor, noise_sigma: float) -> Tensor:
-        """The restoration as it is: all that is measured is noisy."""
-        return x
-
-    def _apply(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        return x
 
 
 KINDS: dict[str, type[PixelOperator]] = {

@@ -172,7 +172,12 @@ class PixelOperator(ABC):
             spread: (B, 1, 1, 1), 0 or more.
             noise: (B, 1, 1, 1), above 0.
         """
-        return solve(lambda v: spread * self.forward(self.adjoint(v)) + noise * v, right)
+        start = self.start(right, spread, noise)
+        return solve(lambda v: spread * self.forward(self.adjoint(v)) + noise * v, right, start)
+
+    def start(self, right: Tensor, spread: Tensor, noise: Tensor) -> Tensor:
+        """Where `solve` starts from: the nearer to the solution, the sooner it is there."""
+        return torch.zeros_like(right)
 
     def unexplainable(self, y: Tensor) -> float:
         """How much y has of what A lets nothing of through: noise, or detail A never touched.

@@ -24,12 +24,10 @@ LEAST_STD, LARGEST_STD, MAX_KERNEL = 0.1, 100.0, 255  # px; the least blurs noth
 KERNEL_STDS = 5  # on each side, of a kernel
 LEAST_KERNEL_STDS = 4  # of both sides; a kernel that is cut off before is no Gaussian to be found
 SHARP = 0.75  # px; photos that are not blurred are found to have less
-LEAST_NOISE, LITTLE_NOISE = 0.01, 0.4  # in [0, 1]; of what is assumed
+LEAST_NOISE = 0.01  # in [0, 1]
 LARGEST_FOUND = 4.5  # px; a stronger blur is better told from a smaller picture
 HARDLY_BLURRED = "The photo hardly looks blurred: little of it is left to restore."
-HARDLY_NOISY = (
-    "The photo shows hardly any noise, or less than is assumed: its restoration loses detail."
-)
+HARDLY_NOISY = "The photo shows hardly any noise: little of it is changed."
 UNTOLD = "The photo is too small or too flat to tell how blurred it is: {:g} pixels are assumed."
 NOT_COMPRESSED = (
     "The photo does not show how it was compressed as a JPEG file: it hardly was, or it was scaled "
@@ -89,11 +87,17 @@ def match(
     if expected.kind == "jpeg":
         return _match_quality(photo, picture, fit, expected)
     if expected.kind == "denoising":
-        seen = estimate_noise(to_pil(photo))
-        clean = seen < max(LEAST_NOISE, LITTLE_NOISE * expected.noise_sigma)
-        return Matched(picture, fit, expected, doubt=HARDLY_NOISY if clean else None)
+        return _match_noise(photo, picture, fit, expected)
     as_it_came = expected if expected.kind == "super_resolution" else None
     return Matched(picture, fit, expected, as_it_came=as_it_came)
+
+
+def _match_noise(photo: Tensor, picture: Tensor, fit: Fit, expected: Degradation) -> Matched:
+    clean = estimate_noise(to_pil(photo)) < LEAST_NOISE
+    # Scaling averages noise, and leaves as much of it as shows.
+    here = expected if fit.scale == 1 else expected.with_noise(estimate_noise(to_pil(picture)))
+    doubt = HARDLY_NOISY if clean else None
+    return Matched(picture, fit, here, doubt=doubt, as_it_came=expected)
 
 
 def _match_quality(photo: Tensor, picture: Tensor, fit: Fit, expected: Degradation) -> Matched:

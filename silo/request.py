@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 
 from torch import Tensor
@@ -9,7 +10,9 @@ from torch import Tensor
 from operators.catalog import TASKS
 from operators.degradation import Degradation
 from silo.errors import BadMask, BadRequest
+from silo.images import to_pil
 from silo.masks import check_size
+from silo.noise import estimate_noise
 from silo.samplers import SAMPLERS
 
 
@@ -61,7 +64,8 @@ class RestorationRequest:
         eta: consistency scale, 0 or more, in place of the operator's or the task's; for samplers
             that are guided by a latent operator. It is for 1,000 steps: fewer are guided by as
             much more strongly each.
-        noise_sigma: std of the measurement's noise in [0, 1] units, in place of the task's.
+        noise_sigma: std of the measurement's noise in [0, 1] units, in place of the task's or, of a
+            photo to be denoised, of what it shows.
         blur_std: std in pixels of the Gaussian blur of a photo that comes with one, in place of
             what is estimated (`silo.blur`); 0 for a sharp one.
         keep_known: keep what is measured: known pixels as they are, with a fade at the hole's edge;
@@ -150,10 +154,14 @@ class RestorationRequest:
         published = SAMPLERS[self.effective_sampler].published(self.task, self.effective_steps)
         return {**published, **self.hyperparameters}
 
-    @property
+    @cached_property
     def effective_noise_sigma(self) -> float:
-        """`noise_sigma`, or else the task's."""
-        return self._described.noise_sigma if self.noise_sigma is None else self.noise_sigma
+        """`noise_sigma`, or else the task's; of a photo that is noisy alone, what it shows."""
+        if self.noise_sigma is not None:
+            return self.noise_sigma
+        if self._described.kind == "denoising" and not self.simulate:
+            return estimate_noise(to_pil(self.image))
+        return self._described.noise_sigma
 
     @property
     def effective_degradation(self) -> Degradation:

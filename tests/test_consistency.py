@@ -10,9 +10,12 @@ from torch import Tensor
 
 from operators import blur, jpeg
 from operators.blur import GaussianBlur, MotionBlur
-from operators.consistency import LEAST_NOISE, TRUST
+from operators.colours import OPPONENT, from_opponent, to_opponent
+from operators.consistency import LEAST_NOISE, TRUST, _around
+from operators.cosine import to_coefficients
 from operators.degradation import Degradation
-from operators.jpeg import SPREAD, Jpeg, _truncated_mean, to_coefficients
+from operators.denoising import Denoising
+from operators.jpeg import Jpeg, _truncated_mean
 from operators.pixel import measure
 from operators.pixel_operator import PixelOperator
 
@@ -45,16 +48,20 @@ def test_a_linear_measurement_is_explained_as_the_closed_form_says(
 ) -> None:
     monkeypatch.setattr("operators.consistency.TOLERANCE", 1e-6)
     monkeypatch.setattr("operators.consistency.ITERATIONS", 500)
+    monkeypatch.setattr("operators.consistency.WINDOW", 1000)  # the whole picture is one place
     clean = _pictures(1).double()
+    clean = clean.mean(1, keepdim=True).expand(-1, 3, -1, -1)  # grey: brightness alone is off
     operator, y = _measured(kind, sigma, clean)
-    x = _off(clean)
+    y = y.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    x = _off(clean).mean(1, keepdim=True).expand(-1, 3, -1, -1)
     basis = torch.eye(16 * 16, dtype=torch.float64).reshape(-1, 1, 16, 16).expand(-1, 3, -1, -1)
     a = operator.forward(basis)[:, 0].flatten(1).T  # one channel's matrix; channels are alike
     missed = (y - operator.forward(x)).flatten(2)[0].T
     noise = max(2 * sigma, LEAST_NOISE) ** 2
     side = y.shape[-1]
     energy = a[(side // 2) * side + side // 2].square().sum()
-    spread = TRUST**2 * (missed.square().mean() - noise).clamp(min=0) / energy
+    brightness = 3 * missed.square().mean()  # the sum of three equal colours over the root of 3
+    spread = TRUST**2 * (brightness - noise).clamp(min=0) / energy
     identity = torch.eye(len(a), dtype=torch.float64)
     step = spread * a.T @ torch.linalg.solve(spread * a @ a.T + noise * identity, missed)
     expected = (x + step.T.reshape(1, 3, 16, 16)).clamp(-1, 1)
@@ -62,22 +69,56 @@ def test_a_linear_measurement_is_explained_as_the_closed_form_says(
     torch.testing.assert_close(operator.explain(x, y, sigma), expected, atol=1e-5, rtol=0)
 
 
+def test_the_mean_around_a_pixel_is_of_those_that_there_are() -> None:
+    energy = torch.arange(48.0).reshape(1, 1, 6, 8)
+    around = _around(energy, 4)  # a window of 21 pixels is one of 5 here
+    assert around[0, 0, 3, 4].item() == pytest.approx(energy[..., 1:6, 2:7].mean().item())
+    assert around[0, 0, 0, 7].item() == pytest.approx(energy[..., :3, 5:].mean().item())
+    assert _around(energy, 8)[0, 0, 3, 4].item() == pytest.approx(energy[..., 2:5, 3:6].mean())
+
+
 @pytest.mark.parametrize("kind", LINEAR)
-def test_what_is_explained_to_within_the_noise_stays_as_it_is(kind: str) -> None:
-    clean = _pictures()
+def test_what_is_explained_to_within_the_noise_hardly_changes(kind: str) -> None:
+    clean = _pictures(side=64)
     operator, y = _measured(kind, 0.01, clean)
-    assert torch.equal(operator.explain(clean, y, 0.012), clean)
+    assert (operator.explain(clean, y, 0.015) - clean).abs().max() < 0.01  # the noise is 0.02
     x = _off(clean)
     better = operator.explain(x, y, 0.01)
     assert (better - clean).square().mean() < (x - clean).square().mean()
 
 
-@pytest.mark.parametrize("kind", [*LINEAR, "jpeg"])
+@pytest.mark.parametrize("kind", LINEAR)
+def test_a_picture_is_moved_where_it_is_off(kind: str) -> None:
+    clean = _pictures(1, 64)
+    operator, y = _measured(kind, 0.01, clean)
+    x = clean.clone()
+    x[..., :32] = _off(clean)[..., :32]
+    before, after = ((each - clean).square() for each in (x, operator.explain(x, y, 0.01)))
+    assert after[..., :32].mean() < before[..., :32].mean()
+    assert after[..., 52:].mean() < 2e-5  # a noise of 0.004, of the measurement's 0.02
+    grey = x.clone()
+    grey[:] = clean + (x - clean).mean(1, keepdim=True)  # off in brightness: colours stay
+    colours = to_opponent(operator.explain(grey, y, 0.01) - grey)[:, 1:]
+    assert colours.abs().max() < 0.2 * (grey - clean).abs().max()
+
+
+def test_opponent_colours_are_orthonormal() -> None:
+    matrix = torch.tensor(OPPONENT, dtype=torch.float64)
+    assert (matrix @ matrix.T - torch.eye(3, dtype=torch.float64)).abs().max() < 1e-12
+    grey = torch.full((1, 3, 2, 2), 0.5)
+    assert to_opponent(grey)[:, 1:].abs().max() < 1e-6
+    x = _pictures(1)
+    torch.testing.assert_close(from_opponent(to_opponent(x)), x)
+
+
+@pytest.mark.parametrize("kind", [*LINEAR, "jpeg", "denoising"])
 def test_each_picture_is_explained_by_itself(kind: str) -> None:
     clean = _pictures()
     if kind == "jpeg":
         operator = Jpeg()
         y = operator.forward(clean[:1])
+    elif kind == "denoising":
+        operator, y = Denoising(), _off(clean[:1], 0.02)
     else:
         operator, y = _measured(kind, 0.01, clean[:1])
     x = torch.cat([_off(clean[:1]), _off(clean[:1], 0.3)])
@@ -99,12 +140,23 @@ def test_a_jpeg_is_explained_by_what_would_be_stored_as_it() -> None:
 
 def test_a_coefficient_is_the_mean_of_what_it_may_be() -> None:
     mean = torch.tensor([0.0, 3.0, -70.0, 200.0, 1e4])
+    spread = torch.tensor([20.0, 20.0, 35.0, 20.0, 20.0])
     low, high = torch.tensor([-40.0, 0.0, -40.0, 120.0, -1.0]), torch.tensor([40.0, 5, 40, 200, 1])
-    found = _truncated_mean(mean, low, high)
-    a, b = (low - mean) / SPREAD, (high - mean) / SPREAD
-    expected: Any = truncnorm.mean(a[:4], b[:4], loc=mean[:4], scale=SPREAD)
+    found = _truncated_mean(mean, spread, low, high)
+    a, b = (low - mean) / spread, (high - mean) / spread
+    expected: Any = truncnorm.mean(a[:4], b[:4], loc=mean[:4], scale=spread[:4])
     assert found[:4].tolist() == pytest.approx(list(expected), abs=1e-3)
     assert found[4] == 1
+
+
+def test_a_jpeg_is_moved_the_more_the_further_it_is_off_around() -> None:
+    off = torch.zeros(1, 2, 9, 9, 8, 8)
+    off[0, 1, 4, 4, 2, 3] = 500.0
+    spread = jpeg._spread(off)
+    assert spread[0, 1, 4, 4, 2, 3].item() == pytest.approx(jpeg.TRUST * 500 / 5)
+    assert spread[0, 1, 2, 6, 2, 3].item() == pytest.approx(jpeg.TRUST * 500 / 5)
+    spread[0, 1, 2:7, 2:7, 2, 3] = jpeg.LEAST_SPREAD
+    assert torch.all(spread == jpeg.LEAST_SPREAD)
 
 
 def test_coefficients_are_those_of_the_cosine_transform() -> None:
@@ -115,14 +167,14 @@ def test_coefficients_are_those_of_the_cosine_transform() -> None:
     assert across[0, 1].item() == pytest.approx(across.abs().sum().item(), rel=1e-5)
 
 
-def test_noise_alone_and_masks_leave_the_restoration_to_others() -> None:
+def test_masks_leave_the_restoration_to_others() -> None:
     x, y = _off(_pictures(1)), _pictures(1)
-    for kind in ("denoising", "inpainting_random", "destriping"):
+    for kind in ("inpainting_random", "destriping"):
         assert torch.equal(Degradation(kind, {}, 0.01).operator().explain(x, y, 0.01), x)
 
 
 def test_a_large_jpeg_is_explained_strip_by_strip(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, y = _off(_pictures(1, 72)), Jpeg(quality=10).forward(_pictures(1, 72))
+    x, y = _off(_pictures(1, 152)), Jpeg(quality=10).forward(_pictures(1, 152))
     whole = Jpeg(quality=10).explain(x, y, 0.0)
     monkeypatch.setattr(jpeg, "STRIP", 32)
     torch.testing.assert_close(Jpeg(quality=10).explain(x, y, 0.0), whole, atol=1e-5, rtol=0)

@@ -44,7 +44,9 @@ def test_presets_name_a_sampler_and_its_steps_which_both_can_be_overridden():
 
 
 def test_the_noise_level_is_the_tasks_unless_given():
-    assert make().effective_noise_sigma == TASKS["denoising"].degradation.noise_sigma
+    for task in ("denoising", "jpeg_q10"):
+        simulated = make(task=task, simulate=True)
+        assert simulated.effective_noise_sigma == TASKS[task].degradation.noise_sigma
     assert make(noise_sigma=0.0).effective_noise_sigma == 0.0
 
 

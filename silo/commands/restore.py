@@ -148,11 +148,17 @@ def plan_outputs(inputs: list[Path], pictures: list[Path], out: Path | None) -> 
             elif folder.resolve() in folders:
                 folder = folder.resolve().with_name(folder.resolve().name + "_restored")
             outputs.append(folder / f"{picture.stem}_restored.png")
-    taken = {picture.resolve() for picture in pictures}
-    for output in outputs:
-        if output.resolve() in taken:
-            raise BadRequest(f"{output} would be written twice; restore into another --out folder.")
-        taken.add(output.resolve())
+    sources = {picture.resolve() for picture in pictures}
+    taken: dict[Path, Path] = {}
+    for picture, output in zip(pictures, outputs, strict=True):
+        if output.resolve() in sources:
+            raise BadRequest(f"{output} is one of the inputs; restore into another --out folder.")
+        other = taken.setdefault(output.resolve(), picture)
+        if other is not picture:
+            raise BadRequest(
+                f"{other} and {picture} would both become {output}: rename one of them, or restore "
+                "them one after the other into different --out folders."
+            )
     return outputs
 
 

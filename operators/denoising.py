@@ -19,7 +19,10 @@ CAUTION = 1.3  # times the energy of noise is taken off
 COLOURED = 1.5
 # It shows where the restoration is flattest: in this share of so many blocks, evenly spread.
 FLAT, LOOKED_AT = 0.1, 4096
-MEDIAN_OF_SQUARE = 0.4549  # of a standard normal variable
+MEDIAN = 0.6745  # of the absolute value of a standard normal variable
+# In [-1, 1], how far a speck is from the median around it at least; and of all values, how many
+# black ones there are in a picture with specks, and white ones.
+SPECK, LEAST_SPECKS = 0.3, 0.002
 STRIP = 256  # rows that are worked on at once: large pictures take gigabytes
 MARGIN = 16  # pixels around them, which a block beside them and its neighbours reach
 
@@ -33,11 +36,14 @@ class Denoising(PixelOperator):
 
         Of each coefficient of a sliding cosine transform of y - x, the share 1 - n / v comes back,
         v being its mean energy in the blocks around and n that of noise: an empirical Wiener
-        filter. Where x accounts for all but the noise, nothing does. Noise is white, or up to
-        `COLOURED` times as strong where flat blocks of x show so much of a frequency.
+        filter. Where x accounts for all but the noise, hardly anything does. An opponent colour
+        has more of the noise where the finest detail of y shows it, as brightness has of grey
+        noise; and a frequency up to `COLOURED` times as strong noise where flat blocks of x do.
+        Specks of black and white are left out.
         """
+        y = _without_specks(y)
         missed = to_opponent(y - x)
-        white = 4 * noise_sigma**2
+        white = 4 * noise_sigma**2 * _shares(to_opponent(y)).clamp(min=1)
         noise = _energy_of_noise(to_opponent(x), missed).clamp(white, COLOURED**2 * white)
         return (x + from_opponent(_above(CAUTION * noise, missed))).clamp(-1, 1)
 
@@ -45,14 +51,53 @@ class Denoising(PixelOperator):
         return x
 
 
+def _without_specks(y: Tensor) -> Tensor:
+    """Pictures (B, 3, H, W), of those with specks the median around in place of each.
+
+    A speck is black or white and unlike what is around. Stars and glints are no more than few, or
+    white alone.
+    """
+    padded = F.pad(y, (1, 1, 1, 1), mode="replicate")
+    unlike = (y - F.avg_pool2d(padded, 3, 1)).abs() > SPECK / 2
+    batch, channel, row, column = ((y.abs() >= 1) & unlike).nonzero(as_tuple=True)
+    around = torch.stack(
+        [padded[batch, channel, row + i, column + j] for i in range(3) for j in range(3)]
+    )
+    here, median = y[batch, channel, row, column], around.median(dim=0).values
+    specks = (here - median).abs() > SPECK
+    share = torch.stack(
+        [torch.bincount(batch[specks & side], minlength=len(y)) for side in (here > 0, here < 0)]
+    )
+    many = (share >= LEAST_SPECKS * y[0].numel()).all(dim=0)
+    without = y.clone()
+    without[batch, channel, row, column] = torch.where(specks & many[batch], median, here)
+    return without
+
+
+def _shares(y: Tensor) -> Tensor:
+    """The energy of noise by channel, (B, 3, 1), as multiples of the mean of the three.
+
+    As the finest diagonal detail shows it; see `silo.noise`, which tells how much there is.
+    """
+    height, width = (side // 2 * 2 for side in y.shape[-2:])
+    if min(height, width) == 0:
+        return y.new_ones(*y.shape[:2], 1)
+    fine = F.pixel_unshuffle(y[..., :height, :width], 2).unflatten(1, (-1, 4))
+    diagonal = fine[:, :, 0] - fine[:, :, 1] - fine[:, :, 2] + fine[:, :, 3]
+    energy = diagonal.abs().flatten(2).median(dim=2, keepdim=True).values.square()
+    return energy / energy.mean(dim=1, keepdim=True).clamp(min=torch.finfo(y.dtype).tiny)
+
+
 def _energy_of_noise(x: Tensor, missed: Tensor) -> Tensor:
     """The median energy of `missed` by channel and frequency, (B, 3, 64), where x is flattest."""
+    beyond = [max(BLOCK - side, 0) for side in x.shape[-2:]]
+    x, missed = (F.pad(each, (0, beyond[1], 0, beyond[0]), "replicate") for each in (x, missed))
     apart = int(math.sqrt(x.shape[-2] * x.shape[-1] / LOOKED_AT)) | 1  # odd: no multiple of 8
     detail = _coefficients(x, apart)[:, :, 1:].square().sum(dim=(1, 2)).flatten(1)
     energy = _coefficients(missed, apart).square().flatten(3)
     flattest = detail.topk(math.ceil(FLAT * detail.shape[1]), largest=False).indices
     chosen = flattest[:, None, None].expand(*energy.shape[:3], -1)
-    return energy.gather(3, chosen).median(dim=3).values / MEDIAN_OF_SQUARE
+    return energy.gather(3, chosen).median(dim=3).values / MEDIAN**2
 
 
 def _above(noise: Tensor, missed: Tensor) -> Tensor:

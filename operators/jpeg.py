@@ -154,7 +154,7 @@ def _quantise(planes: Tensor, table: Tensor) -> Tensor:
 
 def _spread(off: Tensor) -> Tensor:
     """How far coefficients are taken to be off that are so far from the stored ones, each."""
-    energy = off.square().permute(0, 1, 4, 5, 2, 3).flatten(1, 3)
+    energy = off.double().square().permute(0, 1, 4, 5, 2, 3).flatten(1, 3)
     padding = NEIGHBOURS // 2
     energy = F.avg_pool2d(energy, NEIGHBOURS, 1, padding, count_include_pad=False)
     spread = TRUST * energy.sqrt().clamp(min=LEAST_SPREAD / TRUST)

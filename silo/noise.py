@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 MAX_PIXELS = 4_000_000  # of larger photos, evenly spread blocks are looked at
+LARGEST = 0.5  # of a pattern that is black and white by turns, more would be found
 _MAD_OF_NORMAL = 0.6745  # median of |x|, x standard normal
 
 
@@ -21,7 +22,7 @@ def estimate_noise(image: Image.Image) -> float:
         image: a picture of mode RGB.
 
     Returns:
-        The estimate; 0 for a picture of a single row or column.
+        The estimate, up to `LARGEST`; 0 for a picture of a single row or column.
     """
     height, width = image.height // 2, image.width // 2  # in blocks of 2 x 2
     if min(height, width) < 1:
@@ -34,4 +35,4 @@ def estimate_noise(image: Image.Image) -> float:
         return chosen.reshape(-1, 3).astype(np.float32) / 255
 
     diagonal = (corner(0, 0) - corner(0, 1) - corner(1, 0) + corner(1, 1)) / 2
-    return float(np.median(np.abs(diagonal), axis=0).mean() / _MAD_OF_NORMAL)
+    return min(float(np.median(np.abs(diagonal), axis=0).mean() / _MAD_OF_NORMAL), LARGEST)

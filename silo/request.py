@@ -159,7 +159,8 @@ class RestorationRequest:
         """`noise_sigma`, or else the task's; of a photo that is noisy alone, what it shows."""
         if self.noise_sigma is not None:
             return self.noise_sigma
-        if self._described.kind == "denoising" and not self.simulate:
+        photo = self.degradation is None and not self.simulate
+        if photo and self._described.kind == "denoising":
             return estimate_noise(to_pil(self.image))
         return self._described.noise_sigma
 

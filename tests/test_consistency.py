@@ -8,7 +8,7 @@ import torch
 from scipy.stats import truncnorm
 from torch import Tensor
 
-from operators import blur, jpeg
+from operators import blur, consistency, jpeg
 from operators.blur import GaussianBlur, MotionBlur
 from operators.colours import OPPONENT, from_opponent, to_opponent
 from operators.consistency import LEAST_NOISE, TRUST, _around
@@ -100,6 +100,28 @@ def test_a_picture_is_moved_where_it_is_off(kind: str) -> None:
     grey[:] = clean + (x - clean).mean(1, keepdim=True)  # off in brightness: colours stay
     colours = to_opponent(operator.explain(grey, y, 0.01) - grey)[:, 1:]
     assert colours.abs().max() < 0.2 * (grey - clean).abs().max()
+
+
+@pytest.mark.parametrize("kind", LINEAR)
+def test_what_one_spot_is_off_by_tells_nothing_of_the_rest(kind: str) -> None:
+    clean = _pictures(1, 128)
+    operator, y = _measured(kind, 0.01, clean)
+    x, spotted = _off(clean), y.clone()
+    side = y.shape[-1] // 16
+    spotted[..., :side, :side] = 1.0
+    apart = [operator.explain(x, each, 0.01)[..., 64:, 64:] for each in (y, spotted)]
+    better, worse = ((each - clean[..., 64:, 64:]).square().mean() for each in apart)
+    assert worse < 1.1 * better and better < (x - clean)[..., 64:, 64:].square().mean()
+
+
+def test_large_pictures_take_fewer_levels(monkeypatch: pytest.MonkeyPatch) -> None:
+    clean = _pictures(1, 64)
+    operator, y = _measured("super_resolution", 0.01, clean)
+    fine = operator.explain(_off(clean), y, 0.01)
+    monkeypatch.setattr(consistency, "LARGE", 0)
+    coarse = operator.explain(_off(clean), y, 0.01)
+    better, still = ((each - clean).square().mean() for each in (fine, coarse))
+    assert not torch.equal(fine, coarse) and still < 1.1 * better
 
 
 def test_opponent_colours_are_orthonormal() -> None:

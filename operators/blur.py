@@ -159,16 +159,38 @@ class MotionBlur(_Blur):
             )
 
     def kernel(self) -> Tensor:
-        """The line (kernel_size, kernel_size), float64, of sum 1: one sample a pixel of length.
+        """The line (kernel_size, kernel_size), float64, of sum 1: one sample a pixel of length."""
+        return _along_line(self.length, 1.0, self.angle, self.kernel_size // 2)
 
-        Each sample is shared bilinearly among the four pixels around it, which keeps slanted
-        lines smooth and axis-aligned ones of odd length exact boxes.
-        """
-        radius = self.kernel_size // 2
-        along = torch.arange(self.length, dtype=torch.float64) - (self.length - 1) / 2
-        angle = math.radians(self.angle)
-        offset = torch.arange(-radius, radius + 1, dtype=torch.float64)[:, None]
-        # Rows grow downwards, hence the sign. Each weight is a hat function, one pixel wide.
-        rows = (1 - (offset + math.sin(angle) * along).abs()).clamp(min=0)
-        columns = (1 - (offset - math.cos(angle) * along).abs()).clamp(min=0)
-        return rows @ columns.T / self.length
+
+@dataclass(frozen=True)
+class Echoes(_Blur):
+    """So many equal copies of the picture, `spacing` pixels apart at `angle` degrees.
+
+    What a shake becomes by it is a longer one: of so many times the length that it had, where that
+    was the spacing.
+    """
+
+    count: Annotated[int, Range(1, 50)]
+    spacing: Annotated[float, Range(1.0, 100.0)]
+    angle: Annotated[float, Range(-180.0, 180.0)]
+
+    def kernel(self) -> Tensor:
+        """One sample a copy, (side, side), float64, of sum 1."""
+        radius = math.ceil((self.count - 1) / 2 * self.spacing) + 1
+        return _along_line(self.count, self.spacing, self.angle, radius)
+
+
+def _along_line(count: int, spacing: float, angle: float, radius: int) -> Tensor:
+    """Samples along a line through the middle, (2 radius + 1, 2 radius + 1), float64, of sum 1.
+
+    Each sample is shared bilinearly among the four pixels around it, which keeps slanted lines
+    smooth and axis-aligned ones of odd length exact boxes.
+    """
+    along = spacing * (torch.arange(count, dtype=torch.float64) - (count - 1) / 2)
+    radians = math.radians(angle)
+    offset = torch.arange(-radius, radius + 1, dtype=torch.float64)[:, None]
+    # Rows grow downwards, hence the sign. Each weight is a hat function, one pixel wide.
+    rows = (1 - (offset + math.sin(radians) * along).abs()).clamp(min=0)
+    columns = (1 - (offset - math.cos(radians) * along).abs()).clamp(min=0)
+    return rows @ columns.T / count

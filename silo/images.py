@@ -180,7 +180,7 @@ class Fit:
     def apply(self, pixels: Tensor) -> Tensor:
         """(B, C, *original) -> (B, C, *padded), antialiased; padded by mirroring."""
         _expect(pixels, self.original)
-        return self.pad(_resize(pixels, self.scaled))
+        return self.pad(resize(pixels, self.scaled))
 
     def pad(self, pixels: Tensor) -> Tensor:
         """(B, C, *scaled) -> (B, C, *padded), mirrored; edges are repeated where too small."""
@@ -195,7 +195,7 @@ class Fit:
 
         A picture that was not scaled down comes back exactly.
         """
-        return _resize(self.cut(restored), self.output)
+        return resize(self.cut(restored), self.output)
 
     def cut(self, restored: Tensor) -> Tensor:
         """(B, C, *working) -> (B, C, h, w), `factor` times `scaled`: without the padding."""
@@ -253,6 +253,14 @@ def middle(pixels: Tensor) -> Tensor:
     return pixels[..., above : above + MIDDLE_SIDE, left : left + MIDDLE_SIDE]
 
 
+def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Scale pixels (B, C, H, W) in [-1, 1] to (B, C, *size), antialiased."""
+    if tuple(pixels.shape[-2:]) == size:
+        return pixels
+    resized = F.interpolate(pixels, size, mode="bicubic", antialias=True)
+    return resized.clamp_(-1, 1)  # bicubic overshoots at edges
+
+
 def _largest_size(height: int, width: int, unit: int, cells: int) -> tuple[int, int]:
     """The largest (height, width) of the same shape that covers at most `cells` unit x unit cells.
 
@@ -274,13 +282,6 @@ def _scaled_to(height: int, width: int, length: int) -> tuple[int, int]:
     long, short = max(height, width), min(height, width)
     shorter = max(1, (2 * short * length + long) // (2 * long))  # rounded
     return (length, shorter) if height >= width else (shorter, length)
-
-
-def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    if tuple(pixels.shape[-2:]) == size:
-        return pixels
-    resized = F.interpolate(pixels, size, mode="bicubic", antialias=True)
-    return resized.clamp_(-1, 1)  # bicubic overshoots at edges
 
 
 def _expect(pixels: Tensor, size: tuple[int, int]) -> None:

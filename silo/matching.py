@@ -9,12 +9,15 @@ from dataclasses import asdict, dataclass, replace
 import torch.nn.functional as F
 from torch import Tensor
 
-from operators.blur import GaussianBlur
+from operators.blur import Echoes, GaussianBlur, MotionBlur
 from operators.degradation import Degradation
+from operators.pixel_operator import PixelOperator
 from silo.blur import LEAST_SIDE, estimate_blur
 from silo.images import Fit, to_pil
 from silo.jpeg_quality import HIGHEST, find_quality
 from silo.noise import estimate_noise
+from silo.shake import Shake, estimate_shake
+from silo.turning import Turn, TurnedFit
 
 # A blur that is found to be within these multiples of what is expected is taken to be just that:
 # the estimate is no closer, and restorations are no better.
@@ -34,7 +37,19 @@ NOT_COMPRESSED = (
     "or cropped since. Little of it is changed."
 )
 
-Place = Callable[[int | None], tuple[Tensor, Fit]]
+# Of photos that were shaken. One of nearly the length and angle that are expected is just that.
+SAME_LENGTH, SAME_ANGLE = 1.5, 3.0  # px, degrees
+LARGEST_SCALE = 1.3
+ROOM = 0.98  # of what a turned photo is given, which rounding its sides takes
+SHAKE = "A shake of {:.0f} pixels at {:d} degrees was found in the photo."
+NO_SHAKE = (
+    "No straight shake was found in the photo: one of {:d} pixels at {:g} degrees is assumed."
+)
+# A photo is doubted that has so many times more of what its damage would have taken than its noise
+# accounts for, and more than JPEG files commonly have.
+DOUBTED, LEAST_DOUBTED = 2.0, 0.01
+
+Place = Callable[[Tensor, int | None], tuple[Tensor, Fit]]
 
 
 @dataclass(frozen=True)
@@ -54,7 +69,7 @@ class Matched:
     picture: Tensor
     fit: Fit
     degradation: Degradation
-    missing: GaussianBlur | None = None
+    missing: PixelOperator | None = None
     found: str | None = None
     doubt: str | None = None
     as_it_came: Degradation | None = None
@@ -68,28 +83,104 @@ def match(
     least_side: int,
     blur_std: float | None = None,
 ) -> Matched:
-    """Put a photo on the grid, by what it shows of a blur or of JPEG compression.
+    """Put a photo on the grid, by what it shows of a blur, a shake, noise or JPEG compression.
 
     A photo that is blurred more than is expected is scaled down until it is not, and has lost
     nothing by it. What is blurred less has to be blurred further for the operator, as `missing`
-    tells. To what JPEG compression has left, an operator does not mind the quality.
+    tells. So is a shaken photo, turned to the direction that is expected, and scaled until its
+    shake is the n-th part of the expected length, of which n echoes make the whole. To what JPEG
+    compression has left, an operator does not mind the quality.
 
     Args:
         photo: (1, 3, H, W) in [-1, 1].
-        place: puts the photo on the grid, with a longer side of at most so many pixels, if any.
+        place: puts a picture on the grid, with a longer side of at most so many pixels, if any.
         expected: what the operator was trained for.
         least_side: it is not scaled down further.
         blur_std: std of its Gaussian blur, in pixels of the photo; None to estimate it.
     """
     if expected.kind == "gaussian_blur":
         return _match_blur(photo, place, expected, least_side, blur_std)
-    picture, fit = place(None)
+    if expected.kind == "motion_blur":
+        return _match_shake(photo, place, expected)
+    picture, fit = place(photo, None)
     if expected.kind == "jpeg":
         return _match_quality(photo, picture, fit, expected)
     if expected.kind == "denoising":
         return _match_noise(photo, picture, fit, expected)
     as_it_came = expected if expected.kind == "super_resolution" else None
     return Matched(picture, fit, expected, as_it_came=as_it_came)
+
+
+def _match_shake(photo: Tensor, place: Place, expected: Degradation) -> Matched:
+    picture, fit = place(photo, None)
+    blur, shake = expected.operator(), estimate_shake(photo)
+    assert isinstance(blur, MotionBlur)
+    line = None if shake is None else _line(shake)
+    if shake is None or (line is not None and has_unexplained(photo, line)):
+        return Matched(picture, fit, expected, found=NO_SHAKE.format(blur.length, blur.angle))
+    came = None if line is None else _described(expected, line)
+    turn = (blur.angle - shake.angle + 90) % 180 - 90
+    longer = abs(shake.length * fit.scale - blur.length)
+    if longer <= SAME_LENGTH and abs(turn) <= SAME_ANGLE:
+        return Matched(picture, fit, expected, as_it_came=came)
+    largest = LARGEST_SCALE if fit.scale == 1 else fit.scale
+    picture, fit, echoes = _turned(photo, place, blur, shake, largest)
+    spacing = blur.length / echoes
+    here = MotionBlur(blur.kernel_size, max(round(spacing), 1), blur.angle)
+    return Matched(
+        picture,
+        fit,
+        _described(expected, here),
+        Echoes(echoes, spacing, blur.angle) if echoes > 1 else None,
+        SHAKE.format(shake.length, round(shake.angle) % 180),
+        as_it_came=came,
+    )
+
+
+def _line(shake: Shake) -> MotionBlur | None:
+    """What blurred a photo that was shaken so; None for more than kernels reach."""
+    length = round(shake.length)
+    if length > MAX_KERNEL:
+        return None
+    return MotionBlur(max(length | 1, MotionBlur.kernel_size), length, shake.angle)
+
+
+def has_unexplained(photo: Tensor, operator: PixelOperator) -> bool:
+    """Whether a photo (1, 3, H, W) has detail that a damage would have taken from it."""
+    unexplainable = operator.unexplainable(photo)
+    return unexplainable >= LEAST_DOUBTED and unexplainable >= DOUBTED * estimate_noise(
+        to_pil(photo)
+    )
+
+
+def _turned(
+    photo: Tensor, place: Place, blur: MotionBlur, shake: Shake, largest: float
+) -> tuple[Tensor, TurnedFit, int]:
+    """Put a shaken photo on the grid, turned, and say how many echoes its shake needs there.
+
+    It is scaled to no more than `largest` times its size, nor to more than the grid has room for.
+    """
+    turns = [
+        ((blur.angle - angle + 90) % 180 - 90, angle != shake.angle)
+        for angle in (shake.angle, 180 - shake.angle)
+    ]
+    degrees, mirrored = min(turns, key=lambda each: abs(each[0]))
+    height, width = photo.shape[-2:]
+
+    def put(scale: float) -> tuple[Turn, Fit]:
+        turn = Turn(
+            (max(round(height * scale), 1), max(round(width * scale), 1)), degrees, mirrored
+        )
+        _, canvas = place(photo.new_zeros(1, 1, 1, 1).expand(-1, -1, *turn.canvas), None)
+        return turn, canvas
+
+    _, canvas = put(largest)
+    if canvas.scale < 1:
+        largest *= ROOM * canvas.scale
+    echoes = min(math.ceil(blur.length / (shake.length * largest)), blur.length)
+    turn, canvas = put(min(blur.length / echoes / shake.length, largest))
+    fit = TurnedFit((height, width), turn.size, canvas.padded, turn=turn, canvas=canvas)
+    return fit.apply(photo), fit, echoes
 
 
 def _match_noise(photo: Tensor, picture: Tensor, fit: Fit, expected: Degradation) -> Matched:
@@ -120,7 +211,7 @@ def _match_blur(
     least_side: int,
     told: float | None,
 ) -> Matched:
-    picture, fit = place(None)
+    picture, fit = place(photo, None)
     blur = expected.operator()
     assert isinstance(blur, GaussianBlur)
     std, is_untold = told, False
@@ -132,7 +223,7 @@ def _match_blur(
         std, is_found = blur.std / fit.scale, False
     excess = std * fit.scale / blur.std
     if excess > 1 + CLOSE and std * fit.scale > SHARP:
-        picture, fit = place(max(round(max(fit.scaled) / excess), least_side))
+        picture, fit = place(photo, max(round(max(fit.scaled) / excess), least_side))
     here = std * fit.scale
     missing = None
     if here < (1 - CLOSE) * blur.std:
@@ -174,5 +265,5 @@ def _blur(std: float) -> GaussianBlur:
     return GaussianBlur(kernel_size=min(2 * math.ceil(KERNEL_STDS * std) + 1, MAX_KERNEL), std=std)
 
 
-def _described(expected: Degradation, blur: GaussianBlur) -> Degradation:
+def _described(expected: Degradation, blur: GaussianBlur | MotionBlur) -> Degradation:
     return replace(expected, parameters=asdict(blur))

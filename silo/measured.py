@@ -10,16 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from operators.blur import GaussianBlur
 from operators.degradation import Degradation
 from operators.pixel import measure
+from operators.pixel_operator import PixelOperator
 from silo import masks
 from silo.images import Fit, fit, to_pil
-from silo.matching import Matched, match
+from silo.matching import Matched, has_unexplained, match
 from silo.noise import estimate_noise
 from silo.prior import LatentPrior
 from silo.request import RestorationRequest
 from silo.streams import stream
+from silo.turning import TurnedFit
 
 # Pictures of up to twice the prior's side are worked on at their own size, larger ones scaled down:
 # beyond that a Stable Diffusion prior repeats its subjects, and memory grows with the area.
@@ -28,9 +29,6 @@ LARGEST_SIDE_RATIO = 2
 SMALLEST_SIDE_RATIO = 0.5
 MOST_EXPLAINED = 16_000_000  # pixels of a picture; larger ones come back scaled up
 FADE_RADIUS = 2  # px; half the width of the seam around a hole
-# A photo is doubted that has so many times more of what the damage would have taken than its noise
-# accounts for, and more than JPEG files commonly have.
-DOUBTED, LEAST_DOUBTED = 2.0, 0.01
 DOUBT = (
     "The photo has detail that this damage would have taken from it: it is damaged less, or "
     "otherwise, or was framed or written on since. Its restoration is likely to be wrong."
@@ -39,7 +37,7 @@ DOUBT = (
 
 @dataclass(frozen=True)
 class Original:
-    """A photo as it came, where it is larger than what is worked on.
+    """A photo as it came, where what is worked on is smaller or turned.
 
     Attributes:
         picture: (1, 3, h, w) in [-1, 1].
@@ -68,7 +66,7 @@ class Measured:
         clean: the clean picture (1, 3, H, W) when the damage is simulated.
         fit: how the picture went on the grid, at the size of what is restored.
         keep_known: whether a restoration has to agree with what is known.
-        original: a photo that was scaled down, as far as what is measured can be kept at its size.
+        original: a photo that was scaled or turned, where what is measured can be kept at its size.
         missing: the blur that a photo lacks of what its operator was trained for, if any.
         found: what a photo was found to show, if that is not what is expected.
         doubt: what speaks against a photo's having been damaged as is said.
@@ -81,7 +79,7 @@ class Measured:
     fit: Fit
     keep_known: bool = False
     original: Original | None = None
-    missing: GaussianBlur | None = None
+    missing: PixelOperator | None = None
     found: str | None = None
     doubt: str | None = None
 
@@ -135,11 +133,9 @@ class Measured:
         """What a photo shows against its having been damaged as is said; a sentence, or none."""
         if self.doubt is not None:
             return [self.doubt]
-        unexplainable = self.degradation.operator().unexplainable(self.y)
-        if self.clean is not None or unexplainable < LEAST_DOUBTED:
+        if self.clean is not None or isinstance(self.fit, TurnedFit):  # whose shake was found
             return []
-        accounted = DOUBTED * estimate_noise(to_pil(self.y))
-        return [] if unexplainable < accounted else [DOUBT]
+        return [DOUBT] if has_unexplained(self.y, self.degradation.operator()) else []
 
     def watch(self, decoded: Tensor) -> Tensor:
         """As `at_output_size` of `fill_in`, for a look on the way: without what takes seconds."""
@@ -177,9 +173,9 @@ def take_measurement(request: RestorationRequest, prior: LatentPrior) -> Measure
     # Half precision has no transforms, and what is measured is worked on on the CPU.
     photo = request.image.to("cpu", torch.promote_types(request.image.dtype, torch.float32))
 
-    def place(max_side: int | None) -> tuple[Tensor, Fit]:
+    def place(pixels: Tensor, max_side: int | None) -> tuple[Tensor, Fit]:
         return fit(
-            photo,
+            pixels,
             multiple=prior.size_multiple,
             max_pixels=(LARGEST_SIDE_RATIO * prior.native_size) ** 2,
             max_side=max_side,
@@ -187,7 +183,7 @@ def take_measurement(request: RestorationRequest, prior: LatentPrior) -> Measure
         )
 
     if request.simulate:
-        matched = Matched(*place(None), degradation)
+        matched = Matched(*place(photo, None), degradation)
     else:
         least_side = round(SMALLEST_SIDE_RATIO * prior.native_size)
         matched = match(photo, place, degradation, least_side=least_side, blur_std=request.blur_std)
@@ -204,7 +200,8 @@ def take_measurement(request: RestorationRequest, prior: LatentPrior) -> Measure
         # What lies in a hole is no measurement: the operator expects it to be empty.
         y, clean = picture if mask is None else operator.forward(picture, mask), None
     original = None
-    if plan.scaled != plan.original and request.keep_known and not request.simulate:
+    differs = plan.scaled != plan.original or isinstance(plan, TurnedFit)
+    if differs and request.keep_known and not request.simulate:
         if request.mask is not None:
             original = Original(photo, request.mask, degradation)
         elif matched.as_it_came is not None and math.prod(plan.output) <= MOST_EXPLAINED:

@@ -120,8 +120,8 @@ def _match_shake(photo: Tensor, place: Place, expected: Degradation) -> Matched:
         return Matched(picture, fit, expected, found=NO_SHAKE.format(blur.length, blur.angle))
     came = None if line is None else _described(expected, line)
     turn = (blur.angle - shake.angle + 90) % 180 - 90
-    longer = abs(shake.length * fit.scale - blur.length)
-    if longer <= SAME_LENGTH and abs(turn) <= SAME_ANGLE:
+    difference = abs(shake.length * fit.scale - blur.length)
+    if difference <= SAME_LENGTH and abs(turn) <= SAME_ANGLE:
         return Matched(picture, fit, expected, as_it_came=came)
     largest = LARGEST_SCALE if fit.scale == 1 else fit.scale
     picture, fit, echoes = _turned(photo, place, blur, shake, largest)

@@ -22,7 +22,7 @@ WINDOW = 21  # pixels of x that the residual is looked at in, in each direction
 # Spreads that are solved for, each so many times the next; those between are blended. The largest
 # is that of this share of places: what few are off by, such as a caption, tells little of the rest.
 LEVELS, APART, TOP = 3, 8.0, 0.98
-LARGE, LARGE_LEVELS = 2**20, 2  # pixels of y; of larger ones each level takes seconds
+LARGE = 2**20  # pixels of y; larger ones have one spread, since each level takes seconds
 # What is missed, whitened by what it is taken for, has a mean square of 1, and of up to 3.6 where
 # all is well. Where it is more, y did not come about by A, as next to a caption that was put on
 # since, and would be explained by ripples: more is taken for noise.
@@ -54,7 +54,11 @@ def explain(operator: PixelOperator, x: Tensor, y: Tensor, noise_sigma: float) -
         (B, 3, H, W), within [-1, 1].
     """
     missed = to_opponent(y - operator.forward(x))
-    squared, energy = _around(missed.square(), operator.downscale), _energy(operator, y)
+    squared, energy = missed.square(), _energy(operator, y)
+    if missed[0, 0].numel() <= LARGE:
+        squared = _around(squared, operator.downscale)
+    else:
+        squared = _mean(squared).expand_as(squared)
     noise = missed.new_full((len(missed), 1, 1, 1), max(2 * noise_sigma, LEAST_NOISE) ** 2)
     while True:
         spread = TRUST**2 * (squared - noise).clamp(min=0) / energy
@@ -80,7 +84,7 @@ def _move(
     size = [side * operator.downscale for side in spread.shape[-2:]]
     there = F.interpolate(spread, size, mode="bilinear") if operator.downscale > 1 else spread
     moved, explained = torch.zeros_like(there), torch.zeros_like(missed)
-    levels = LEVELS if spread[0, 0].numel() <= LARGE else LARGE_LEVELS
+    levels = LEVELS if spread[0, 0].numel() <= LARGE else 1
     for index in range(levels):
         level = spread.amax(dim=(1, 2, 3), keepdim=True) / APART**index
         level = level.clamp(min=torch.finfo(spread.dtype).tiny)

@@ -172,8 +172,11 @@ class PixelOperator(ABC):
             spread: (B, 1, 1, 1), 0 or more.
             noise: (B, 1, 1, 1), above 0.
         """
-        start = self.start(right, spread, noise)
-        return solve(lambda v: spread * self.forward(self.adjoint(v)) + noise * v, right, start)
+        # In single precision rounding decides where iterations end, and so do numbers of threads.
+        exact, spread, noise = right.double(), spread.double(), noise.double()
+        start = self.start(exact, spread, noise)
+        found = solve(lambda v: spread * self.forward(self.adjoint(v)) + noise * v, exact, start)
+        return found.to(right)
 
     def start(self, right: Tensor, spread: Tensor, noise: Tensor) -> Tensor:
         """Where `solve` starts from: the nearer to the solution, the sooner it is there."""

@@ -106,7 +106,8 @@ def lay_out() -> Outputs:
         buttons=[],
         elem_id="picture",
     )
-    with gr.Tabs(visible=False, elem_id="views") as views:
+    # A menu of what does not fit would be measured while the tabs are hidden, and keep them then.
+    with gr.Tabs(visible=False, overflow_behavior="wrap", elem_id="views") as views:
         with gr.Tab("Slider", id="slider"):
             comparison = gr.HTML(
                 css_template=wipe.CSS, js_on_load=wipe.SCRIPT, elem_id="comparison", padding=False

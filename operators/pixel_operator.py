@@ -164,6 +164,17 @@ class PixelOperator(ABC):
         """
         return explain(self, x, y, noise_sigma) if self.linear and not self.needs_mask else x
 
+    def draft(self, x: Tensor, y: Tensor, noise_sigma: float) -> Tensor | None:
+        """A picture that explains more of y than looks well, for the autoencoder to paint anew.
+
+        What an operator in latent space gets wrong of A, A itself puts right so before `explain`
+        does. The arguments are those of `explain`, of one picture.
+
+        Returns:
+            (1, 3, H, W) in [-1, 1]; None for kinds whose restorations gain nothing by it.
+        """
+        return None
+
     def solve(self, right: Tensor, spread: Tensor, noise: Tensor) -> Tensor:
         """The v with (spread A A^T + noise) v = right, (B, 3, h, w), about; for linear kinds.
 

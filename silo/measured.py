@@ -28,6 +28,7 @@ LARGEST_SIDE_RATIO = 2
 # Those with a strong blur are scaled down to no less than this.
 SMALLEST_SIDE_RATIO = 0.5
 MOST_EXPLAINED = 16_000_000  # pixels of a picture; larger ones come back scaled up
+LEAST_DRAFTED = 0.5  # turned photos that are scaled down further have no draft
 FADE_RADIUS = 2  # px; half the width of the seam around a hole
 DOUBT = (
     "The photo has detail that this damage would have taken from it: it is damaged less, or "
@@ -113,6 +114,29 @@ class Measured:
             return decoded
         return keep_known(decoded, self.full_size, self.mask)
 
+    @cached_property
+    def noise_sigma(self) -> float:
+        """What is taken for noise, in [0, 1] units."""
+        if self.clean is not None:
+            return self.degradation.noise_sigma
+        return _shown_noise(self.degradation, self.y)
+
+    def draft(self, decoded: Tensor) -> Tensor | None:
+        """What is to be encoded and decoded once more before `finish`, (1, 3, H, W), if anything.
+
+        It explains the measurement of a decoded picture (1, 3, H, W) at the expense of its looks.
+        """
+        if self.mask is not None or not self.keep_known:
+            return None
+        if not isinstance(self.fit, TurnedFit):
+            return self.degradation.operator().draft(decoded, self.y, self.noise_sigma)
+        if self.original is None or self.fit.scale < LEAST_DRAFTED:
+            return None
+        # What lies beyond the rim of a turned photo was not shaken with it, and would show.
+        image, operator = self.fit.undo(decoded), self.original.degradation.operator()
+        draft = operator.draft(image, self.original.picture.to(image), self.original.noise_sigma)
+        return None if draft is None else self.fit.apply(draft)
+
     def finish(self, decoded: Tensor) -> Tensor:
         """As `fill_in`, and the same for what is known of a picture measured otherwise.
 
@@ -120,10 +144,7 @@ class Measured:
         """
         if self.mask is not None or not self.keep_known or self.original is not None:
             return self.fill_in(decoded)
-        noise = self.degradation.noise_sigma
-        if self.clean is None:
-            noise = _shown_noise(self.degradation, self.y)
-        return self.degradation.operator().explain(decoded, self.y, noise)
+        return self.degradation.operator().explain(decoded, self.y, self.noise_sigma)
 
     def notices(self) -> list[str]:
         """What a photo shows of its damage, in sentences for the user."""

@@ -1,4 +1,4 @@
-"""Restores one picture: encode the measurement once, sample, decode once."""
+"""Restores one picture: encode the measurement, sample, decode, keep what is measured."""
 
 from __future__ import annotations
 
@@ -140,9 +140,9 @@ class Restorer:
         differentiates = SAMPLERS[request.effective_sampler].differentiates
         rungs = DIFFERENTIATING if differentiates else EVALUATING
         batches = yield from in_batches(self.prior, rungs, request.samples, sample)
-        restored = torch.cat([_decode(self.prior, latents).cpu() for latents in batches])
+        decoded = torch.cat([_decode(self.prior, latents).cpu() for latents in batches])
         # One after another: many large ones at once may take gigabytes.
-        restored = torch.cat([measured.finish(sample) for sample in restored.split(1)])
+        restored = torch.cat([self._finished(measured, sample) for sample in decoded.split(1)])
         notices = list(self.prior.notices)
         if len(batches) > 1:
             notices.append(f"Memory ran out: the samples were made in {len(batches)} batches.")
@@ -232,7 +232,7 @@ class Restorer:
         to_encode = measured.to_encode.to(device)
         words = request.prompt, request.negative_prompt, request.guidance_scale
         prompt = within_memory(prior, (OFFLOADING,), lambda: prior.embed(*words))
-        latent = within_memory(prior, AUTOENCODING, lambda: prior.encode(to_encode))
+        latent = _encode(prior, to_encode)
         problem = Problem(
             prior=prior,
             operator=operator,
@@ -272,6 +272,15 @@ class Restorer:
             yield Progress(step, last.total, seconds, left, self.prior, estimate, measured)
         assert last is not None, "a schedule has at least one step"
         return last.latent
+
+    @torch.no_grad()
+    def _finished(self, measured: Measured, decoded: Tensor) -> Tensor:
+        """A decoded picture (1, 3, H, W) that agrees with what is measured, as far as is wished."""
+        draft = measured.draft(decoded)
+        if draft is not None:
+            draft = draft.to(self.prior.device)
+            decoded = _decode(self.prior, _encode(self.prior, draft)).cpu()
+        return measured.finish(decoded)
 
     def _eta(self, request: RestorationRequest) -> float | None:
         """The consistency scale: asked for, or the sampler's, the operator's or the task's.
@@ -356,6 +365,10 @@ def _scaling_notices(request: RestorationRequest, measured: Measured) -> list[st
         if left < LEAST_KNOWN_LEFT * known:
             notices.append(f"Of it {left:.1%} is wholly known, of the original {known:.0%}.")
     return notices
+
+
+def _encode(prior: LatentPrior, images: Tensor) -> Tensor:
+    return within_memory(prior, AUTOENCODING, lambda: prior.encode(images))
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from operators.denoising import Denoising
 from operators.jpeg import Jpeg, _truncated_mean
 from operators.pixel import measure
 from operators.pixel_operator import PixelOperator
+from tests.photos import blurred, photo
 
 LINEAR = {
     "super_resolution": {"factor": 4},
@@ -199,6 +200,30 @@ def test_masks_leave_the_restoration_to_others() -> None:
     x, y = _off(_pictures(1)), _pictures(1)
     for kind in ("inpainting_random", "destriping"):
         assert torch.equal(Degradation(kind, {}, 0.01).operator().explain(x, y, 0.01), x)
+
+
+def test_a_draft_of_a_blur_explains_more_and_others_have_none() -> None:
+    for kind in LINEAR:
+        clean = _pictures(1, 64)
+        operator, y = _measured(kind, 0.01, clean)
+        x = _off(clean)
+        draft = operator.draft(x, y, 0.01)
+        if draft is None:
+            assert kind == "super_resolution"
+            continue
+        explained = operator.explain(x, y, 0.01)
+        far, nearer, near = ((operator.forward(each) - y).std() for each in (x, explained, draft))
+        assert near < nearer < far
+        assert (draft - x).square().mean() > (explained - x).square().mean()
+    assert Jpeg().draft(_pictures(1), _pictures(1), 0.01) is None
+
+
+@pytest.mark.parametrize("name", ["coffee", "astronaut"])
+def test_what_was_blurred_otherwise_has_no_draft(name: str) -> None:
+    sharp, operator = photo(name, 128), GaussianBlur(std=3.0)
+    x = blurred(sharp, 1.5)
+    assert operator.draft(x, operator.forward(sharp), 0.01) is not None
+    assert operator.draft(x, sharp, 0.01) is None  # what explains it is beyond black and white
 
 
 def test_a_large_jpeg_is_explained_strip_by_strip(monkeypatch: pytest.MonkeyPatch) -> None:

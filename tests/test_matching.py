@@ -262,6 +262,12 @@ def test_any_straight_shake_is_undone(
     sharp = MotionBlur().forward(measured.fit.apply(clean))
     middle = (..., *(slice(side // 3, -side // 3) for side in sharp.shape[-2:]))
     assert (measured.missing.forward(measured.y) - sharp)[middle].abs().mean() < 0.02
+    # What explains a turned photo is found before it is turned, of what is not much larger.
+    start = measured.fit.apply(came)
+    draft = measured.draft(start)
+    assert (draft is None) == (measured.fit.scale < 0.5) == (side == 700)
+    if draft is not None:
+        assert psnr(measured.fit.undo(draft), clean).item() > before + 2.5
     decoded = restore(restorer, replace(shaken_request(came), keep_known=False))
     assert decoded.images.shape == clean.shape
     assert decoded.measured.original is None and psnr(decoded.images, clean).item() > before - 3

@@ -28,7 +28,8 @@ STEPS = 3
 def operators(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One operator a task, with and without a mask, of random weights."""
     folders = {}
-    for task, mask in (("super_resolution_x4", False), ("inpainting_free", True)):
+    tasks = ("super_resolution_x4", False), ("gaussian_blur", False), ("inpainting_free", True)
+    for task, mask in tasks:
         torch.manual_seed(0)
         operator = CompactCNN(latent_channels=4, width=8, blocks=1, mask=mask, groups=4)
         torch.nn.init.normal_(operator.output.weight, std=0.05)
@@ -186,6 +187,26 @@ def test_what_is_measured_is_kept_unless_it_is_asked_not_to(
     torch.testing.assert_close(kept.restored, expected)
     off = [(operator.forward(each.restored) - each.measured.y).std() for each in (decoded, kept)]
     assert off[1] < 0.5 * off[0]
+
+
+def test_what_explains_a_blur_is_painted_anew_before_it_is_kept(
+    tiny_prior: LatentPrior, operators: dict[str, Path]
+) -> None:
+    restorer = Restorer(tiny_prior, operator=operators["gaussian_blur"])
+    request = RestorationRequest(
+        "gaussian_blur", _picture(), simulate=True, steps=STEPS, samples=2, keep_known=False
+    )
+    _, decoded = _restore(restorer, request)
+    _, kept = _restore(restorer, replace(request, keep_known=True))
+    assert (decoded.encodes, decoded.decodes) == (1, 1)
+    assert (kept.encodes, kept.decodes) == (1 + 2, 1 + 2)  # once more for each sample
+    operator, y = decoded.measured.degradation.operator(), decoded.measured.y
+    for sample, result in zip(decoded.restored.split(1), kept.restored.split(1), strict=True):
+        draft = operator.draft(sample, y, 0.01)
+        assert draft is not None
+        painted = tiny_prior.decode(tiny_prior.encode(draft))
+        assert not torch.equal(painted, sample)
+        torch.testing.assert_close(result, operator.explain(painted, y, 0.01))
 
 
 def test_a_photo_that_is_noisier_than_assumed_is_kept_less_of(

@@ -129,27 +129,36 @@ def _energy(operator: PixelOperator, y: Tensor) -> Tensor:
     return operator.adjoint(pixel).square().sum() / pixel.sum()
 
 
-def solve(apply: Callable[[Tensor], Tensor], right: Tensor, start: Tensor) -> Tensor:
-    """Conjugate gradients for apply(v) = right, each picture by itself.
+def solve(
+    apply: Callable[[Tensor], Tensor],
+    right: Tensor,
+    start: Tensor,
+    precondition: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Preconditioned conjugate gradients for apply(v) = right, each picture by itself.
 
     Args:
         apply: a symmetric, positive map of pictures (B, 3, h, w).
         right: (B, 3, h, w).
         start: about what v is, (B, 3, h, w).
+        precondition: another such map, about the inverse of `apply`.
     """
+    tiny = torch.finfo(right.dtype).tiny
     v, residual = start, right - apply(start)
-    direction, squared = residual, _mean(residual.square())
+    direction = solved = precondition(residual)
+    product = _mean(residual * solved)
     enough = TOLERANCE**2 * _mean(right.square())
     for _ in range(ITERATIONS):
-        unfinished = squared > enough
+        unfinished = _mean(residual.square()) > enough
         if not unfinished.any():
             break
         image = apply(direction)
-        step = squared / _mean(direction * image).clamp(min=torch.finfo(right.dtype).tiny)
+        step = product / _mean(direction * image).clamp(min=tiny)
         step = torch.where(unfinished, step, 0)  # whatever the batch's others still need
         v, residual = v + step * direction, residual - step * image
-        squared, before = _mean(residual.square()), squared
-        direction = residual + squared / before.clamp(min=torch.finfo(right.dtype).tiny) * direction
+        solved = precondition(residual)
+        product, before = _mean(residual * solved), product
+        direction = solved + product / before.clamp(min=tiny) * direction
     return v
 
 

@@ -1,5 +1,6 @@
 """Super-resolution: antialiased bicubic down-scaling as explicit weight matrices."""
 
+import functools
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -17,11 +18,12 @@ def bicubic(t: Tensor) -> Tensor:
     return torch.where(t < 1, near, torch.where(t < 2, far, torch.zeros_like(t)))
 
 
+@functools.lru_cache(maxsize=4)  # iterations apply the same two again and again
 def resize_matrix(size: int, new_size: int) -> Tensor:
     """Weights (new_size, size), float64, that resize one axis bicubically, as Pillow does.
 
     Down-scaling stretches the kernel by the factor (antialiasing). At the border the kernel is cut
-    to the picture and its weights are made to sum to 1 again.
+    to the picture and its weights are made to sum to 1 again. Do not write to it: it is kept.
     """
     scale = size / new_size
     centre = (torch.arange(new_size, dtype=torch.float64)[:, None] + 0.5) * scale

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from operators.degradation import Degradation
 from operators.pixel import measure
 from operators.pixel_operator import PixelOperator
 from silo import masks
+from silo.filling import keep_known
 from silo.images import Fit, fit, to_pil
 from silo.matching import Matched, has_unexplained, match
 from silo.noise import estimate_noise
@@ -29,7 +29,6 @@ LARGEST_SIDE_RATIO = 2
 SMALLEST_SIDE_RATIO = 0.5
 MOST_EXPLAINED = 16_000_000  # pixels of a picture; larger ones come back scaled up
 LEAST_DRAFTED = 0.5  # turned photos that are scaled down further have no draft
-FADE_RADIUS = 2  # px; half the width of the seam around a hole
 DOUBT = (
     "The photo has detail that this damage would have taken from it: it is damaged less, or "
     "otherwise, or was framed or written on since. Its restoration is likely to be wrong."
@@ -38,7 +37,7 @@ DOUBT = (
 
 @dataclass(frozen=True)
 class Original:
-    """A photo as it came, where what is worked on is smaller or turned.
+    """A photo as it came, where what is worked on is smaller, turned or padded.
 
     Attributes:
         picture: (1, 3, h, w) in [-1, 1].
@@ -65,11 +64,12 @@ class Measured:
         y: the measurement (1, 3, h, w) in [-1, 1], not clipped.
         mask: (1, 1, H, W), 1 = known, for the tasks that have one.
         clean: the clean picture (1, 3, H, W) when the damage is simulated.
+        photo: (1, 3, h, w), as `y` but with what lies in a hole, when it is not.
         fit: how the picture went on the grid, at the size of what is restored.
         keep_known: whether a restoration has to agree with what is known.
-        original: a photo that was scaled or turned, where what is measured can be kept at its size.
+        original: a photo that was scaled, turned or padded, if what is measured of it can be kept.
         missing: the blur that a photo lacks of what its operator was trained for, if any.
-        found: what a photo was found to show, if that is not what is expected.
+        found: what a photo was found to show of its damage, if it was looked at.
         doubt: what speaks against a photo's having been damaged as is said.
     """
 
@@ -79,6 +79,7 @@ class Measured:
     clean: Tensor | None
     fit: Fit
     keep_known: bool = False
+    photo: Tensor | None = None
     original: Original | None = None
     missing: PixelOperator | None = None
     found: str | None = None
@@ -100,13 +101,15 @@ class Measured:
 
     @property
     def output_size(self) -> Tensor:
-        """The measurement as large as the picture that comes back, (1, 3, *fit.output)."""
-        if self.original is None:
-            return self.fit.undo(self.full_size)
-        operator, picture = self.original.degradation.operator(), self.original.picture
-        if self.original.mask is not None:
-            return operator.forward(picture, self.original.mask)
-        return operator.to_full_size(picture).clamp(-1, 1)
+        """The measurement as large as the picture that comes back, (1, 3, *fit.output).
+
+        A photo is whole: what lies in its holes may be a scratch to compare with.
+        """
+        if self.original is not None:
+            operator = self.original.degradation.operator()
+            return operator.to_full_size(self.original.picture).clamp(-1, 1)
+        shown = self.y if self.photo is None else self.photo
+        return self.fit.undo(self.degradation.operator().to_full_size(shown).clamp(-1, 1))
 
     def fill_in(self, decoded: Tensor) -> Tensor:
         """Decoded pictures (B, 3, H, W) on the grid, with known pixels as they are, if kept."""
@@ -191,8 +194,10 @@ def take_measurement(request: RestorationRequest, prior: LatentPrior) -> Measure
     degradation = request.effective_degradation
     operator = degradation.operator()
     generator = measurement_generator(request.seed)
-    # Half precision has no transforms, and what is measured is worked on on the CPU.
-    photo = request.image.to("cpu", torch.promote_types(request.image.dtype, torch.float32))
+    # What is measured is worked on on the CPU, where half precision has no transforms; some
+    # devices that it goes to then know no double precision.
+    photo = request.image.to("cpu", torch.float32)
+    given = None if request.mask is None else request.mask.to("cpu", torch.float32)
 
     def place(pixels: Tensor, max_side: int | None) -> tuple[Tensor, Fit]:
         return fit(
@@ -210,21 +215,23 @@ def take_measurement(request: RestorationRequest, prior: LatentPrior) -> Measure
         matched = match(photo, place, degradation, least_side=least_side, blur_std=request.blur_std)
     picture, plan = matched.picture, matched.fit
     mask = None
-    if request.mask is not None:
-        mask = masks.fit(request.mask, plan)
+    if given is not None:
+        mask = masks.fit(given, plan)
     else:  # only a simulated measurement may leave its mask out
         drawn = operator.draw_mask(*plan.scaled, generator)
         mask = None if drawn is None else plan.pad(drawn)
     if request.simulate:
-        y, clean = measure(picture, degradation, generator, mask), picture
+        y, clean, came = measure(picture, degradation, generator, mask), picture, None
     else:
         # What lies in a hole is no measurement: the operator expects it to be empty.
         y, clean = picture if mask is None else operator.forward(picture, mask), None
+        came = picture
     original = None
-    differs = plan.scaled != plan.original or isinstance(plan, TurnedFit)
+    # Of a padded picture, too: blocks of a turned JPEG file begin where the padding is.
+    differs = plan.padded != plan.original or isinstance(plan, TurnedFit)
     if differs and request.keep_known and not request.simulate:
-        if request.mask is not None:
-            original = Original(photo, request.mask, degradation)
+        if given is not None:
+            original = Original(photo, given, degradation)
         elif matched.as_it_came is not None and math.prod(plan.output) <= MOST_EXPLAINED:
             original = Original(photo, None, matched.as_it_came)
     return Measured(
@@ -234,6 +241,7 @@ def take_measurement(request: RestorationRequest, prior: LatentPrior) -> Measure
         clean,
         plan,
         keep_known=request.keep_known,
+        photo=came,
         original=original,
         missing=matched.missing,
         found=matched.found,
@@ -244,18 +252,3 @@ def take_measurement(request: RestorationRequest, prior: LatentPrior) -> Measure
 def measurement_generator(seed: int) -> torch.Generator:
     """Where a simulated measurement's mask and noise come from: apart from the samples' noise."""
     return stream("measurement", seed)
-
-
-def keep_known(restored: Tensor, measurement: Tensor, mask: Tensor) -> Tensor:
-    """The measurement where it is known, the restoration in the hole, a fade between them.
-
-    Args:
-        restored: (B, 3, H, W).
-        measurement: (1, 3, H, W), whose known pixels carry the measurement's noise.
-        mask: (1, 1, H, W), 1 = known.
-    """
-    size, padding = 2 * FADE_RADIUS + 1, FADE_RADIUS
-    hole = F.max_pool2d(1 - mask, size, stride=1, padding=padding)
-    # Averaged after growing: still 1 in the whole hole, then down to 0 over 2 FADE_RADIUS pixels.
-    weight = F.avg_pool2d(hole, size, stride=1, padding=padding, count_include_pad=False)
-    return torch.lerp(measurement.to(restored), restored, weight.to(restored))

@@ -68,8 +68,8 @@ class RestorationRequest:
             photo to be denoised, of what it shows.
         blur_std: std in pixels of the Gaussian blur of a photo that comes with one, in place of
             what is estimated (`silo.blur`); 0 for a sharp one.
-        keep_known: keep what is measured: known pixels as they are, with a fade at the hole's edge;
-            of other damage what it has left, as far as noise allows (`PixelOperator.explain`).
+        keep_known: keep what is measured: known pixels as they are, and their tones in the hole; of
+            other damage what it has left, as far as noise allows (`PixelOperator.explain`).
             Without, as in the paper, everything comes out of the decoder.
         clamp: bound on each element of the guidance gradient; None for none; as `eta`.
         hyperparameters: of the other samplers, by name, in place of their published ones.

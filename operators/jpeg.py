@@ -51,11 +51,14 @@ class Jpeg(PixelOperator):
     The values are those of a decoded file, but for the rounding of the pixels to 8 bits. The
     gradient takes rounding a coefficient c for c -> [c] + (c - [c])^3 (Shin and Song, 2017), whose
     derivative does not vanish. Values outside [-1, 1], which no file holds, are clipped first.
+    `turns` counts the quarter turns, counter-clockwise, that the picture was given since, as those
+    of photos that were taken upright are.
     """
 
     linear: ClassVar[bool] = False
 
     quality: Annotated[int, Range(1, 100)] = 10
+    turns: Annotated[int, Range(0, 3)] = 0
 
     def explain(self, x: Tensor, y: Tensor, noise_sigma: float) -> Tensor:
         """The mean of N(x, spread^2), coefficient by coefficient, among what would be stored as y.
@@ -64,13 +67,20 @@ class Jpeg(PixelOperator):
         shows, since noise is small beside the steps: within half a step it may be anything. The
         spread is what the coefficients of its frequency show in the blocks around.
         """
+        x, y = self._as_stored(x), self._as_stored(y)
         strips = []
         for top in range(0, x.shape[-2], STRIP):
             above = min(top, MARGIN)
             rows = slice(top - above, top + STRIP + MARGIN)
             explained = self._explain(x[..., rows, :], y[..., rows, :])
             strips.append(explained[..., above : above + STRIP, :])
-        return torch.cat(strips, dim=-2)
+        return self._as_turned(torch.cat(strips, dim=-2))
+
+    def _as_stored(self, images: Tensor) -> Tensor:
+        return torch.rot90(images, -self.turns, (-2, -1))
+
+    def _as_turned(self, images: Tensor) -> Tensor:
+        return torch.rot90(images, self.turns, (-2, -1))
 
     def _explain(self, x: Tensor, y: Tensor) -> Tensor:
         height, width = x.shape[-2:]
@@ -101,12 +111,13 @@ class Jpeg(PixelOperator):
         return self._table(LUMA_TABLE)
 
     def _apply(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        x = self._as_stored(x)
         height, width = x.shape[-2:]
         luma, chroma = _parts(_to_ycc(x))
         luma = _quantise(luma, self.luma_steps)
         chroma = _quantise(chroma, self._table(CHROMA_TABLE))
         chroma = F.interpolate(chroma, scale_factor=2, mode="bilinear", align_corners=False)
-        return _to_rgb(torch.cat([luma, chroma], dim=1))[..., :height, :width]
+        return self._as_turned(_to_rgb(torch.cat([luma, chroma], dim=1))[..., :height, :width])
 
     def _table(self, base: tuple[tuple[int, ...], ...]) -> Tensor:
         """The table (8, 8) of quantisation steps, 1 to 255, that libjpeg derives from `quality`."""

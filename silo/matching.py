@@ -14,7 +14,7 @@ from operators.degradation import Degradation
 from operators.pixel_operator import PixelOperator
 from silo.blur import LEAST_SIDE, estimate_blur
 from silo.images import Fit, to_pil
-from silo.jpeg_quality import HIGHEST, find_quality
+from silo.jpeg_quality import HIGHEST, find_compression
 from silo.noise import estimate_noise
 from silo.shake import Shake, estimate_shake
 from silo.turning import Turn, TurnedFit
@@ -29,6 +29,8 @@ LEAST_KERNEL_STDS = 4  # of both sides; a kernel that is cut off before is no Ga
 SHARP = 0.75  # px; photos that are not blurred are found to have less
 LEAST_NOISE = 0.01  # in [0, 1]
 LARGEST_FOUND = 4.5  # px; a stronger blur is better told from a smaller picture
+BLUR = "Blur of {}{:.1f} pixels (standard deviation) was found in the photo."
+NOISE = "Noise of {:.3f} (standard deviation; white is 1) was found in the photo."
 HARDLY_BLURRED = "The photo hardly looks blurred: little of it is left to restore."
 HARDLY_NOISY = "The photo shows hardly any noise: little of it is changed."
 UNTOLD = "The photo is too small or too flat to tell how blurred it is: {:g} pixels are assumed."
@@ -61,7 +63,7 @@ class Matched:
         fit: how it went on the grid.
         degradation: what damaged it, by what it shows.
         missing: the blur that it lacks of what its operator was trained for; None for none.
-        found: what it was found to show, if that is not what is expected; a sentence for the user.
+        found: what it was found to show; a sentence for the user.
         doubt: what speaks against its having been damaged as is said; a sentence, too.
         as_it_came: what damaged it at its own size; None for kinds that this is not told of.
     """
@@ -120,9 +122,10 @@ def _match_shake(photo: Tensor, place: Place, expected: Degradation) -> Matched:
         return Matched(picture, fit, expected, found=NO_SHAKE.format(blur.length, blur.angle))
     came = None if line is None else _described(expected, line)
     turn = (blur.angle - shake.angle + 90) % 180 - 90
+    found = SHAKE.format(shake.length, round(shake.angle) % 180)
     difference = abs(shake.length * fit.scale - blur.length)
     if difference <= SAME_LENGTH and abs(turn) <= SAME_ANGLE:
-        return Matched(picture, fit, expected, as_it_came=came)
+        return Matched(picture, fit, expected, found=found, as_it_came=came)
     largest = LARGEST_SCALE if fit.scale == 1 else fit.scale
     picture, fit, echoes = _turned(photo, place, blur, shake, largest)
     spacing = blur.length / echoes
@@ -132,7 +135,7 @@ def _match_shake(photo: Tensor, place: Place, expected: Degradation) -> Matched:
         fit,
         _described(expected, here),
         Echoes(echoes, spacing, blur.angle) if echoes > 1 else None,
-        SHAKE.format(shake.length, round(shake.angle) % 180),
+        found,
         as_it_came=came,
     )
 
@@ -184,21 +187,21 @@ def _turned(
 
 
 def _match_noise(photo: Tensor, picture: Tensor, fit: Fit, expected: Degradation) -> Matched:
-    clean = estimate_noise(to_pil(photo)) < LEAST_NOISE
+    noise = estimate_noise(to_pil(photo))
     # Scaling averages noise, and leaves as much of it as shows.
     here = expected if fit.scale == 1 else expected.with_noise(estimate_noise(to_pil(picture)))
-    doubt = HARDLY_NOISY if clean else None
-    return Matched(picture, fit, here, doubt=doubt, as_it_came=expected)
+    if noise < LEAST_NOISE:
+        return Matched(picture, fit, here, doubt=HARDLY_NOISY, as_it_came=expected)
+    return Matched(picture, fit, here, found=NOISE.format(noise), as_it_came=expected)
 
 
 def _match_quality(photo: Tensor, picture: Tensor, fit: Fit, expected: Degradation) -> Matched:
-    quality = find_quality(photo)
-    if quality is None:
+    compression = find_compression(photo)
+    if compression is None:
         kept = replace(expected, parameters={"quality": HIGHEST})
         return Matched(picture, fit, kept, doubt=NOT_COMPRESSED, as_it_came=kept)
-    came, found = replace(expected, parameters={"quality": quality}), None
-    if came != expected:
-        found = f"The photo was found to be compressed with a JPEG quality of {quality}."
+    came = replace(expected, parameters=asdict(compression))
+    found = f"The photo was found to be compressed with a JPEG quality of {compression.quality}."
     # Once it is scaled down there are no blocks of which something could be left open.
     here = came if fit.scale == 1 else replace(expected, parameters={"quality": HIGHEST})
     return Matched(picture, fit, here, found=found, as_it_came=came)
@@ -219,8 +222,9 @@ def _match_blur(
         std = _find_blur(photo)
         is_untold = std is None
     is_found = told is None and std is not None
-    if std is None or (is_found and _is_same(std * fit.scale / blur.std)):
-        std, is_found = blur.std / fit.scale, False
+    is_same = is_found and std is not None and _is_same(std * fit.scale / blur.std)
+    if std is None or is_same:
+        std = blur.std / fit.scale
     excess = std * fit.scale / blur.std
     if excess > 1 + CLOSE and std * fit.scale > SHARP:
         picture, fit = place(photo, max(round(max(fit.scaled) / excess), least_side))
@@ -237,13 +241,12 @@ def _match_blur(
     )
     if not is_found:
         return replace(matched, doubt=UNTOLD.format(blur.std) if is_untold else None)
-    if std < SHARP:  # what is not noise by what it shows is not taken for noise
+    if std < SHARP and not is_same:  # what is not noise by what it shows is not taken for noise
         here, came = matched.degradation.with_noise(0), _described(expected, _blur(std))
         return replace(
             matched, degradation=here, doubt=HARDLY_BLURRED, as_it_came=came.with_noise(0)
         )
-    found = f"Blur of {std:.1f} pixels (standard deviation) was found in the photo."
-    return replace(matched, found=found)
+    return replace(matched, found=BLUR.format("about " if is_same else "", std))
 
 
 def _find_blur(photo: Tensor) -> float | None:

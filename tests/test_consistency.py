@@ -167,6 +167,19 @@ def test_a_jpeg_is_explained_by_what_would_be_stored_as_it() -> None:
     assert (explained - y).abs().mean() > 0.01  # what is stored is not all that there is
 
 
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_a_jpeg_that_was_turned_since_is_turned_back_for_its_blocks(turns: int) -> None:
+    def turned(stored: Tensor) -> Tensor:
+        return torch.rot90(stored, turns, (-2, -1))
+
+    x, clean = _pictures(2, 48)[..., :37, :].split(1)  # blocks that do not end at the rim
+    upright, since = Jpeg(quality=10), Jpeg(quality=10, turns=turns)
+    y = upright.forward(clean)
+    torch.testing.assert_close(since.forward(turned(clean)), turned(y))
+    explained = since.explain(turned(x), turned(y), 0.0)
+    torch.testing.assert_close(explained, turned(upright.explain(x, y, 0.0)))
+
+
 def test_a_coefficient_is_the_mean_of_what_it_may_be() -> None:
     mean = torch.tensor([0.0, 3.0, -70.0, 200.0, 1e4])
     spread = torch.tensor([20.0, 20.0, 35.0, 20.0, 20.0])

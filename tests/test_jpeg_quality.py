@@ -3,26 +3,30 @@
 import pytest
 import torch
 
-from silo.jpeg_quality import find_quality
+from silo.jpeg_quality import Compression, find_compression
 from tests.photos import NAMES, as_jpeg, photo
 
 
 @pytest.mark.parametrize("quality", [4, 7, 10, 20, 35, 50, 75, 90])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_quality_of_a_photo_is_found(name: str, quality: int) -> None:
-    found = find_quality(as_jpeg(photo(name), quality))
-    assert found == pytest.approx(quality, abs=1)  # neighbours share most of their steps
+    found = find_compression(as_jpeg(photo(name), quality))
+    assert found is not None and found.turns == 0
+    assert found.quality == pytest.approx(quality, abs=1)  # neighbours share most of their steps
 
 
 def test_a_photo_that_is_cut_off_at_the_right_keeps_its_blocks() -> None:
-    assert find_quality(as_jpeg(photo(), 30)[..., :203, :197]) == 30
+    cut = as_jpeg(photo(), 30)[..., :203, :197]
+    for turns in range(4):
+        turned = torch.rot90(cut, turns, (-2, -1))
+        assert find_compression(turned) == Compression(quality=30, turns=turns)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_quality_is_found_where_none_shows(name: str) -> None:
-    assert find_quality(photo(name)) is None
-    assert find_quality(as_jpeg(photo(name), 30)[..., 3:, 5:]) is None
-    assert find_quality(as_jpeg(photo(name), 97)) is None
+    assert find_compression(photo(name)) is None
+    assert find_compression(as_jpeg(photo(name), 30)[..., 3:-2, 5:-4]) is None
+    assert find_compression(as_jpeg(photo(name), 97)) is None
 
 
 def test_of_flat_clipped_and_tiny_pictures_no_quality_is_told() -> None:
@@ -36,4 +40,4 @@ def test_of_flat_clipped_and_tiny_pictures_no_quality_is_told() -> None:
         torch.ones(1, 3, 64, 64),
         photo()[..., :5, :5],
     ):
-        assert find_quality(picture) is None
+        assert find_compression(picture) is None

@@ -11,7 +11,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -52,6 +52,16 @@ _DECODING_ERRORS = (
     struct.error,
     Image.DecompressionBombError,  # a frame that outgrows its header
 )
+# By EXIF's orientation: what turns the stored pixels upright.
+_UPRIGHT: Mapping[int, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 _UNSCALED = ("I", "F")  # 32-bit integers and floats: what is white is not said
 _COLOUR_SPACE = slice(16, 20)  # of a colour profile: where it says which numbers it explains
@@ -98,7 +108,7 @@ def decode_bytes(data: bytes, name: str) -> tuple[Image.Image, list[str]]:
         if getattr(image, "is_animated", False):
             notices.append(f"{name}: only the first of its frames or pages is used.")
         image.load()
-        ImageOps.exif_transpose(image, in_place=True)
+        image = _upright(image)
         profile = image.info.pop("icc_profile", None)
         image = _to_eight_bits(image, name)
         if profile:
@@ -174,6 +184,20 @@ def _what_else(data: bytes) -> str:
     if data[4:8] == b"ftyp":
         return "this is a HEIC or AVIF picture or a video"
     return "this is not a picture in a known format"
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture turned as EXIF says; as it is stored where that cannot be read.
+
+    `ImageOps.exif_transpose` also writes the other tags anew, and fails on those that Pillow cannot
+    write, however whole the pixels are.
+    """
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except _DECODING_ERRORS:
+        return image
+    turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_eight_bits(image: Image.Image, name: str) -> Image.Image:

@@ -137,6 +137,24 @@ def test_the_exif_orientation_is_applied(tmp_path: Path, orientation: int):
     assert (eight_bits(tmp_path / "a.png") == upright).all()
 
 
+@pytest.mark.parametrize("odd", [(0x0132, 11, 1, 1.0), (0x0100, 3, 1, -1), (0x010E, 99, 1, 0)])
+def test_tags_that_cannot_be_written_do_not_keep_a_picture_from_being_turned(
+    tmp_path: Path, odd: tuple[int, int, int, float]
+):
+    tag, kind, count, value = odd
+    field = struct.pack("<f" if kind == 11 else "<i", value)
+    entries = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack("<HHI", tag, kind, count)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + field + bytes(4)
+    Image.fromarray(noise(8, 16)).save(tmp_path / "a.jpg", exif=exif)
+    assert load_image(tmp_path / "a.jpg").pixels.shape == (1, 3, 16, 8)
+
+
+def test_a_picture_with_damaged_metadata_is_taken_as_it_is_stored(tmp_path: Path):
+    damaged = chunk(b"eXIf", b"no TIFF structure")
+    (tmp_path / "a.png").write_bytes(png(2, 1, 8, 0, b"\0\7\1", damaged))
+    assert load_image(tmp_path / "a.png").pixels.shape == (1, 3, 1, 2)
+
+
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tif"])
 def test_of_an_animation_the_first_frame_is_used_and_told(tmp_path: Path, suffix: str):
     path = tmp_path / f"a.{suffix}"

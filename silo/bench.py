@@ -28,6 +28,7 @@ from operators.degradation import Degradation
 from operators.latent import LatentOperator
 from operators.readout import ReadoutOperator
 from silo.allocation import keep_freed_memory
+from silo.command_line import CommandParser
 from silo.devices import (
     describe_device,
     generators,
@@ -362,7 +363,7 @@ def _synchronise(device: torch.device) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m silo bench",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -25,6 +25,7 @@ from typing import Any
 from operators.catalog import TASKS, own_task
 from silo import __version__
 from silo.allocation import keep_freed_memory
+from silo.command_line import CommandParser
 from silo.data import SPLITS, PhotoFile, list_photos
 from silo.devices import describe_device
 from silo.errors import BadRequest
@@ -297,7 +298,7 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m silo evaluate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -19,6 +19,7 @@ from typing import Any
 
 from operators.catalog import TASKS, Task, get_task, own_task
 from silo.allocation import keep_freed_memory
+from silo.command_line import CommandParser
 from silo.data import PhotoFile, list_photos
 from silo.devices import pick_device
 from silo.errors import BadRequest
@@ -157,7 +158,7 @@ def _pictures(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m silo train-operator",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

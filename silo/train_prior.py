@@ -23,6 +23,7 @@ from transformers import CLIPTokenizer
 
 from silo import checkpoints, prior_files
 from silo.allocation import keep_freed_memory
+from silo.command_line import CommandParser
 from silo.data import Photo, iterate_photos, pictures_fingerprint
 from silo.devices import pick_device
 from silo.errors import BadRequest
@@ -335,7 +336,7 @@ def export(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m silo train-prior", description=__doc__)
+    parser = CommandParser(prog="python -m silo train-prior", description=__doc__)
     parser.add_argument("--train_data_dir", type=Path, nargs="+", required=True)
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument(

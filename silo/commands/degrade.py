@@ -10,6 +10,7 @@ from pathlib import Path
 
 from operators.catalog import TASKS, get_task, own_task
 from operators.pixel import measure
+from silo.command_line import CommandParser
 from silo.images import load_image, save_png
 from silo.masks import load_mask
 from silo.measured import measurement_generator
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m silo degrade", description=__doc__)
+    parser = CommandParser(prog="python -m silo degrade", description=__doc__)
     parser.add_argument("input", type=Path, metavar="INPUT", help="a clean picture")
     damage = parser.add_mutually_exclusive_group(required=True)
     damage.add_argument("--task", help=", ".join(TASKS))

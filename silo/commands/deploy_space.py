@@ -18,6 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from operators.catalog import shelf
 from operators.latent import read_config
 from operators.pretrained import download_errors
+from silo.command_line import CommandParser
 from silo.errors import PushRefused
 from silo.hub import require_online
 from silo.hub_commit import commit_files, explained, retried
@@ -144,7 +145,7 @@ def _refused(repo_id: str, what: str) -> Iterator[None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m silo deploy-space", description=__doc__)
+    parser = CommandParser(prog="python -m silo deploy-space", description=__doc__)
     parser.add_argument("repo_id", metavar="ORG/NAME", help="the Space")
     parser.add_argument("--private", action="store_true", help="create the Space private")
     parser.add_argument(

@@ -16,6 +16,7 @@ from operators.errors import OperatorError, OperatorFileError, OperatorNotFound
 from operators.latent import LatentOperator, architectures
 from operators.pretrained import download_errors
 from silo import hub
+from silo.command_line import CommandParser
 from silo.errors import BadRequest
 from silo.model_card import NO_LICENSE, read_license, write_license
 from silo.official import import_official
@@ -142,7 +143,7 @@ def _import_official(arguments: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m silo operators", description=__doc__)
+    parser = CommandParser(prog="python -m silo operators", description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True)
 
     listing = actions.add_parser("list", help="on the shelf, in the cache, in a collection")

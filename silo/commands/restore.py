@@ -16,6 +16,7 @@ from tqdm import tqdm
 from operators.catalog import TASKS
 from silo.allocation import keep_freed_memory
 from silo.caption import Captioner
+from silo.command_line import CommandParser
 from silo.decoding import SUFFIXES
 from silo.devices import DTYPES, peak_memory, pick_device, pick_dtype
 from silo.errors import BadImage, BadMask, BadRequest, CannotSave, OutOfMemory
@@ -26,7 +27,7 @@ from silo.metrics import scores
 from silo.own_degradation import load_degradation
 from silo.prior import load_or_embedded
 from silo.request import PRESETS, RestorationRequest, check_task
-from silo.restorer import Progress, Restorer, Result
+from silo.restorer import Finishing, Progress, Restorer, Result
 from silo.samplers import SAMPLERS
 
 # What can be wrong with one picture of many; anything else is wrong with the call.
@@ -132,8 +133,11 @@ def plan_outputs(inputs: list[Path], pictures: list[Path], out: Path | None) -> 
     restoration lies beside it, and a folder's in FOLDER_restored.
 
     Raises:
-        BadRequest: two restorations, or a restoration and an input, would share a file.
+        BadRequest: two restorations, or a restoration and an input, would share a file; or `out` is
+            a file of another format.
     """
+    if out is not None and out.suffix.lower() in SUFFIXES and out.suffix.lower() != ".png":
+        raise BadRequest(f"Results are PNG files: name {out.with_suffix('.png')}, or a folder.")
     if out is not None and out.suffix.lower() == ".png":
         if len(pictures) > 1:
             raise BadRequest(f"{out} is one file for {len(pictures)} pictures; name a folder.")
@@ -218,6 +222,8 @@ def _run(restorer: Restorer, request: RestorationRequest, title: str) -> Result:
         for event in restorer.restore(request):
             if isinstance(event, Progress):
                 bar.update(event.step - bar.n)  # back, when memory ran out and it begins anew
+            elif isinstance(event, Finishing):
+                bar.set_postfix_str(f"finishing {event.sample} of {event.samples}")
             else:
                 return event
     raise BadRequest("the sampler ended without a result.")
@@ -256,7 +262,7 @@ def _assignment(text: str) -> tuple[str, float | int]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m silo restore", description=__doc__)
+    parser = CommandParser(prog="python -m silo restore", description=__doc__)
     parser.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help="pictures or folders")
     parser.add_argument(
         "--task",

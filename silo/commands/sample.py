@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from silo.command_line import CommandParser
 from silo.data import SPLITS, center_crop, iterate_photos
 from silo.devices import pick_device, pick_dtype
 from silo.errors import BadRequest
@@ -100,7 +101,7 @@ def _features(network: Inception, images: Tensor) -> Tensor:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m silo sample", description=__doc__)
+    parser = CommandParser(prog="python -m silo sample", description=__doc__)
     parser.add_argument("--prior", default="tiny")
     parser.add_argument("--out", type=Path, required=True, help="a folder")
     parser.add_argument("--number", type=int, default=GRID**2, help="of pictures")

@@ -329,6 +329,18 @@ def check_groups(groups: object, widths: Iterable[int]) -> int:
     return count
 
 
+def load_operator(name: str | os.PathLike[str]) -> LatentOperator:
+    """Load the operator of a folder, or of a Hub id that may end in "@" and a revision.
+
+    Raises:
+        OperatorNotFound, OperatorFileError: as `LatentOperator.from_pretrained`.
+    """
+    if Path(name).is_dir():  # whose own name may have an "@"
+        return LatentOperator.from_pretrained(name)
+    repository, _, revision = str(name).partition("@")
+    return LatentOperator.from_pretrained(repository, revision=revision or None)
+
+
 def _build(network_class: type[Network], config: OperatorConfig, path: Path) -> Network:
     """Build the network without memory for its weights (meta device)."""
     try:

@@ -54,7 +54,12 @@ TILED_AUTOENCODER = Rung(  # the last, since it alone changes the picture
 )
 EVALUATING = (SLICED_ATTENTION, OFFLOADING)
 DIFFERENTIATING = (SLICED_ATTENTION, GRADIENT_CHECKPOINTING, OFFLOADING)
-AUTOENCODING = (SLICED_AUTOENCODER, OFFLOADING, TILED_AUTOENCODER)
+
+
+def autoencoding(pictures: int) -> tuple[Rung, ...]:
+    """The rungs of encoding or decoding so many pictures at once."""
+    rungs = OFFLOADING, TILED_AUTOENCODER
+    return rungs if pictures == 1 else (SLICED_AUTOENCODER, *rungs)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

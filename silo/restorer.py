@@ -16,7 +16,7 @@ from torch import Tensor
 from operators.catalog import SHELF, TASKS, Task, find_operator, own_task, shelf
 from operators.degradation import Degradation
 from operators.errors import OperatorError
-from operators.latent import LatentOperator
+from operators.latent import LatentOperator, load_operator
 from silo import __version__
 from silo.devices import generators
 from silo.errors import BadRequest
@@ -24,10 +24,10 @@ from silo.fingerprint import weights_fingerprints
 from silo.images import to_pil
 from silo.measured import Measured, take_measurement
 from silo.memory import (
-    AUTOENCODING,
     DIFFERENTIATING,
     EVALUATING,
     OFFLOADING,
+    autoencoding,
     in_batches,
     within_memory,
 )
@@ -71,6 +71,21 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Finishing:
+    """All steps are done, and a sample is made to agree with what is measured: it takes seconds.
+
+    Attributes:
+        sample: which, from 1 on.
+        samples: how many there are.
+        seconds: time so far.
+    """
+
+    sample: int
+    samples: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Result:
     """A finished restoration.
 
@@ -106,7 +121,7 @@ class Result:
 
     @property
     def measurement(self) -> Tensor:
-        """The measurement at the size of `images`, (1, 3, H, W) in [-1, 1]."""
+        """The measurement at the size of `images`, (1, 3, H, W) in [-1, 1]; of a photo itself."""
         return self.measured.output_size
 
     @property
@@ -124,8 +139,8 @@ class Restorer:
         self._chosen = operator
         self._operators: dict[str, LatentOperator] = {}
 
-    def restore(self, request: RestorationRequest) -> Iterator[Progress | Result]:
-        """Yield a `Progress` after every step, and the `Result` at the end.
+    def restore(self, request: RestorationRequest) -> Iterator[Progress | Finishing | Result]:
+        """Yield a `Progress` after every step, a `Finishing` a sample, and the `Result` at the end.
 
         Closing the iterator stops the restoration and frees its memory. What the device's memory
         is too small for is done again in less of it (`silo.memory`): `Progress` may then go back,
@@ -141,8 +156,10 @@ class Restorer:
         rungs = DIFFERENTIATING if differentiates else EVALUATING
         batches = yield from in_batches(self.prior, rungs, request.samples, sample)
         decoded = torch.cat([_decode(self.prior, latents).cpu() for latents in batches])
-        # One after another: many large ones at once may take gigabytes.
-        restored = torch.cat([self._finished(measured, sample) for sample in decoded.split(1)])
+        finished = []  # one after another: many large ones at once may take gigabytes
+        for count, picture in enumerate(decoded.split(1), 1):
+            yield Finishing(count, request.samples, time.perf_counter() - started)
+            finished.append(self._finished(measured, picture))
         notices = list(self.prior.notices)
         if len(batches) > 1:
             notices.append(f"Memory ran out: the samples were made in {len(batches)} batches.")
@@ -154,7 +171,7 @@ class Restorer:
             now - then for now, then in zip(_calls(self.prior), before, strict=True)
         )
         yield Result(
-            restored,
+            torch.cat(finished),
             measured,
             self.parameters(request),
             seconds,
@@ -332,11 +349,7 @@ class Restorer:
         which on ZeroGPU is everywhere but inside of what has been lent one.
         """
         if task not in self._operators:
-            if self._chosen is None:
-                operator = LatentOperator.from_pretrained(self._place(task))
-            else:
-                repository, _, revision = str(self._chosen).partition("@")
-                operator = LatentOperator.from_pretrained(repository, revision=revision or None)
+            operator = load_operator(self._place(task))
             trained_for = operator.metadata.get("task", task)
             if trained_for != task:
                 raise OperatorError(
@@ -361,19 +374,19 @@ def _scaling_notices(request: RestorationRequest, measured: Measured) -> list[st
     if measured.original is not None:
         notices.append("What is known of it comes back at its own size.")
     if request.mask is not None and measured.mask is not None:
-        known, left = float(request.mask.mean()), float(measured.mask.mean())
+        known, left = float(request.mask.float().mean()), float(measured.mask.mean())
         if left < LEAST_KNOWN_LEFT * known:
             notices.append(f"Of it {left:.1%} is wholly known, of the original {known:.0%}.")
     return notices
 
 
 def _encode(prior: LatentPrior, images: Tensor) -> Tensor:
-    return within_memory(prior, AUTOENCODING, lambda: prior.encode(images))
+    return within_memory(prior, autoencoding(len(images)), lambda: prior.encode(images))
 
 
 @torch.no_grad()
 def _decode(prior: LatentPrior, latents: Tensor) -> Tensor:
-    return within_memory(prior, AUTOENCODING, lambda: prior.decode(latents))
+    return within_memory(prior, autoencoding(len(latents)), lambda: prior.decode(latents))
 
 
 def _calls(prior: LatentPrior) -> tuple[int, int, int]:

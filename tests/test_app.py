@@ -25,7 +25,7 @@ from silo.measured import Measured
 from silo.metrics import psnr
 from silo.prior import LatentPrior
 from silo.request import PRESETS, RestorationRequest
-from silo.restorer import Restorer, Result
+from silo.restorer import Finishing, Restorer, Result
 from silo.ui import inputs, outputs
 from silo.ui.cache import keep
 from silo.ui.errors import one_sentence
@@ -43,7 +43,7 @@ from silo.ui.models import Models
 from silo.ui.outputs import CAUTION
 from silo.ui.page import build
 from silo.ui.restoring import Restoring, gpu_seconds
-from silo.ui.results import deviation, save_result, save_uncertainty
+from silo.ui.results import Deviation, save_result
 from silo.ui.running import Run, Runs
 from silo.ui.saved_settings import Weights, read_settings
 from silo.ui.timing import Timing, Work
@@ -127,7 +127,8 @@ def test_examples_are_square_and_of_the_size_asked_for(name: str) -> None:
 
 def test_every_sample_becomes_a_file_with_its_parameters(tmp_path: Path) -> None:
     result, _ = a_result(samples=2)
-    before, *after = save_result(result, tmp_path / "cache")
+    (before, *after), drawn = save_result(result, tmp_path / "cache")
+    assert drawn is not None and drawn[1] == 0  # the samples are alike
     assert [Path(path).name for path in after] == ["denoising-seed-5.png", "denoising-seed-6.png"]
     assert [read_parameters(path) for path in after] == [
         {"task": "denoising", "seed": 5, "sample": 0},
@@ -147,6 +148,8 @@ def test_zero_gpu_is_asked_for_more_time_for_more_work() -> None:
     assert gpu_seconds(guided, None, None) > gpu_seconds(one, None, None)
     huge = replace(one, image=torch.zeros(1, 3, 4096, 4096))  # restored as large as 1024 x 1024
     assert gpu_seconds(huge, None, None) == gpu_seconds(large, None, None)
+    blurred = replace(one, task="gaussian_blur")
+    assert gpu_seconds(blurred, None, None) > gpu_seconds(one, None, None)  # for its convolutions
     quick = replace(one, preset="quick", samples=inputs.MAX_VARIANTS)
     assert gpu_seconds(quick, None, None) <= 60  # what ZeroGPU grants unless asked for more
 
@@ -273,7 +276,7 @@ def test_an_estimate_is_as_fine_as_it_is_good(seconds: float, told: str) -> None
 
 
 def test_a_step_takes_longer_on_a_larger_picture_until_that_is_scaled_down() -> None:
-    timing, work = Timing(), Work("tiny", "silo", False, 64 * 64)
+    timing, work = Timing(), Work("tiny", "silo", False, "denoising", 64 * 64)
     assert timing.seconds(work) is None
     timing.note(work, native_size=64, seconds=0.5)
     assert timing.seconds(replace(work, pixels=2 * 64 * 64)) == pytest.approx(1.0)
@@ -281,13 +284,17 @@ def test_a_step_takes_longer_on_a_larger_picture_until_that_is_scaled_down() -> 
     assert timing.seconds(replace(work, pixels=None)) == pytest.approx(0.5)
     for other in ({"prior": "sd15"}, {"sampler": "silo-fast"}, {"guided": True}):
         assert timing.seconds(replace(work, **other)) is None
+    assert timing.finishing(work) == 0
+    timing.note_finishing(work, 3.0)
+    assert timing.finishing(replace(work, pixels=2 * 64 * 64)) == pytest.approx(6.0)
+    assert timing.finishing(replace(work, task="jpeg_q10")) == 0
 
 
 def test_every_presets_sampler_is_timed_at_the_start() -> None:
     timing, restorer = Timing(), Restorer(LatentPrior.load("tiny"))
     timing.measure("tiny", restorer)
     for preset in PRESETS.values():
-        step = timing.seconds(Work("tiny", preset.sampler, False, None))
+        step = timing.seconds(Work("tiny", preset.sampler, False, "denoising", None))
         assert step is not None and step > 0
 
 
@@ -307,6 +314,8 @@ def test_progress_is_a_sentence_and_a_bar() -> None:
     text = Frame(step=3, total=50, seconds_left=12.4, picture=None).to_html()
     assert text.startswith(paragraphs("Step 3 of 50, about 12 s left"))
     assert '<progress max="50" value="3">' in text
+    frame = Frame(50, 50, 0.0, None, finishing=Finishing(sample=2, samples=3, seconds=1.0))
+    assert "variant 2 of 3" in frame.to_html() and "<progress>" in frame.to_html()
 
 
 def test_inverting_the_mask_twice_gives_it_back(tmp_path: Path) -> None:
@@ -346,19 +355,23 @@ def test_inverting_an_empty_canvas_paints_it_all(tmp_path: Path) -> None:
 def test_the_map_is_the_standard_deviation_over_the_samples(tmp_path: Path) -> None:
     samples = torch.zeros(2, 3, 4, 8)
     samples[0, :, 1, 2], samples[1, :, 1, 2] = 0.2, -0.2  # +-0.1 in [0, 1]
-    spread = deviation(samples.split(1))
+    deviation = Deviation()
+    assert torch.equal(torch.cat(list(deviation.of(samples.split(1)))), samples)
+    spread = deviation.value
     assert spread.shape == (1, 1, 4, 8)
     assert spread[0, 0, 1, 2] == pytest.approx(0.1)
     assert spread.sum() == pytest.approx(0.1)
     result, _ = a_result(samples=2)
     plan = Fit(original=(4, 6), scaled=(4, 6), padded=(4, 8))
     samples[0, :, 0, 7] = 1  # nothing of the picture
-    path, largest = save_uncertainty(
-        replace(result, restored=samples, measured=replace(result.measured, fit=plan)), tmp_path
-    )
+    measured = replace(result.measured, y=torch.zeros(1, 3, 4, 8), fit=plan)
+    result = replace(result, restored=samples, measured=measured)
+    _, drawn = save_result(result, tmp_path)
+    assert drawn is not None
+    path, largest = drawn
     assert largest == pytest.approx(0.1)
-    with Image.open(path) as drawn:
-        grey = drawn.convert("L")
+    with Image.open(path) as picture:
+        grey = picture.convert("L")
     assert grey.size == (6, 4)
     assert grey.getpixel((2, 1)) == max(grey.tobytes())
     assert grey.getpixel((0, 0)) == min(grey.tobytes())
@@ -375,18 +388,21 @@ def test_of_a_large_picture_one_sample_at_a_time_is_scaled_back(
     result = replace(result, restored=restored, measured=measured)
     expected = [to_pil(image) for image in result.images]
     told = f"PSNR {psnr(restored[..., :24], torch.zeros(3, 3, 16, 24)).mean():.1f} dB"
-    undo = Fit.undo
+    undo, undone = Fit.undo, []
 
     def undo_one(plan: Fit, pixels: torch.Tensor) -> torch.Tensor:
         assert len(pixels) == 1
+        undone.append(pixels)
         return undo(plan, pixels)
 
     monkeypatch.setattr(Fit, "undo", undo_one)
-    _, *files = save_result(result, tmp_path)
+    (_, *files), uncertainty = save_result(result, tmp_path)
+    assert len(undone) == 1 + 3  # the measurement and each sample: it may take seconds
     for file, picture in zip(files, expected, strict=True):
         with Image.open(file) as saved:
             assert saved.tobytes() == picture.tobytes()
-    with Image.open(save_uncertainty(result, tmp_path)[0]) as drawn:
+    assert uncertainty is not None
+    with Image.open(uncertainty[0]) as drawn:
         assert drawn.size == (60, 40)
     monkeypatch.delenv("SILO_METRIC_WEIGHTS", raising=False)
     assert told in summary(result, request)
@@ -645,11 +661,12 @@ def test_a_finished_result_is_given_before_anything_else_and_then_its_time(
     running = restoring.restore(given, visit)
     next(running)  # the measurement
     next(running)  # the one step
+    assert "All steps are done" in next(running)[shown.status]
     # Another visitor's prior may have taken the place of this one meanwhile.
     monkeypatch.setattr(models, "restorer", lambda *_: pytest.fail("the prior is loaded again"))
     finished = next(running)
     assert len(finished[shown.files]) == 2 and "Done." in finished[shown.status]
-    work = Work("tiny", "silo-fast", False, None)
+    work = Work("tiny", "silo-fast", False, given[settings.task], None)
     assert timing.seconds(work) is None
     (last,) = running
     assert timing.seconds(work) is not None
@@ -681,7 +698,7 @@ def test_presets_count_the_chosen_ones_steps_the_variants_and_the_photo(
 ) -> None:
     settings, shown, restoring, timing = restoring_with(Models(no_prior), tmp_path, monkeypatch)
     for sampler in ("silo-fast", "silo"):
-        timing.note(Work("tiny", sampler, False, 256 * 256), native_size=256, seconds=0.1)
+        timing.note(Work("tiny", sampler, False, "", 256 * 256), native_size=256, seconds=0.1)
     photo = tmp_path / "photo.png"
     save_png(photo, torch.zeros(3, 64, 64))  # SRx4 restores it at 256 x 256
     given = {field: getattr(field, "value", None) for field in settings.all()}

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from operators.catalog import find_operator
-from operators.latent import LatentOperator, architectures
+from operators.latent import architectures, load_operator
 from operators.pretrained import CONFIG_NAME
 from silo import __version__
 from silo.data import PhotoFile
@@ -118,8 +118,7 @@ class Bench:
             if self.study == "autoencoder":
                 job: Job = Autoencoding(prior, self.store, self._weights(setting, prior))
             elif self.study == "operator-accuracy":
-                place, _, revision = place_operator(setting, prior).partition("@")
-                operator = LatentOperator.from_pretrained(place, revision=revision or None)
+                operator = load_operator(place_operator(setting, prior))
                 operator.requires_grad_(False).to(prior.device)
                 job = OperatorAccuracy(setting, prior, operator, self._weights(setting, prior))
             else:

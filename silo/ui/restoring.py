@@ -20,14 +20,14 @@ from silo.devices import pick_device
 from silo.errors import BadRequest, SiloError
 from silo.measured import LARGEST_SIDE_RATIO, take_measurement
 from silo.request import PRESETS, RestorationRequest, comes_blurred
-from silo.restorer import Restorer, Result
+from silo.restorer import Finishing, Restorer, Result
 from silo.ui.cache import KEPT_HOURS
 from silo.ui.errors import one_sentence
 from silo.ui.inputs import CLEAN, DEGRADED, Settings
 from silo.ui.mask_painter import at_most, check_canvas, painted_mask, view, wants_mask
 from silo.ui.models import Models, check_simulated, own_degradation
 from silo.ui.outputs import Outputs, cache_folder
-from silo.ui.results import save_all, save_result, save_uncertainty
+from silo.ui.results import save_all, save_result
 from silo.ui.running import Run, Runs
 from silo.ui.timing import Timing, Work
 from silo.ui.wording import Frame, paragraphs, preset_choices, stopped, summary
@@ -38,6 +38,8 @@ STOPPED_EARLY = "Stopped before it began."
 STOP_PATIENCE = 5  # seconds for the step under way, after which the last estimate is shown
 # Asked of ZeroGPU: for a step of Stable Diffusion, at a side in pixels, and for all beside steps.
 GPU_STEP_SECONDS, GPU_STEP_SIDE, GPU_OTHER_SECONDS = 0.2, 512, 20
+# And, at that side, to finish what was blurred: its convolutions are the CPU's work.
+GPU_FINISHING_SECONDS, FINISHED_SLOWLY = 6, ("gaussian_blur", "motion_blur")
 
 
 def gpu_seconds(request: RestorationRequest, prior: str | None, operator: str | None) -> int:
@@ -46,7 +48,9 @@ def gpu_seconds(request: RestorationRequest, prior: str | None, operator: str | 
     height, width = (scale * side for side in request.image.shape[2:])
     area = min(max(height * width / GPU_STEP_SIDE**2, 1), LARGEST_SIDE_RATIO**2)
     evaluations = request.effective_steps * request.samples * (1 + (request.guidance_scale > 1))
-    return round(GPU_OTHER_SECONDS + GPU_STEP_SECONDS * evaluations * area)
+    slow = request.effective_degradation.kind in FINISHED_SLOWLY
+    finishing = GPU_FINISHING_SECONDS * request.samples if slow else 0
+    return round(GPU_OTHER_SECONDS + (GPU_STEP_SECONDS * evaluations + finishing) * area)
 
 
 def planned(request: RestorationRequest, restorer: Restorer) -> Run:
@@ -95,6 +99,10 @@ class Restoring:
                     if isinstance(event, Result):
                         yield event
                         continue
+                    if isinstance(event, Finishing):
+                        total = request.effective_steps
+                        yield Frame(total, total, 0.0, None, finishing=event)
+                        continue
                     estimate = None
                     started = time.monotonic()
                     if started >= picture_due:
@@ -128,15 +136,22 @@ class Restoring:
                 outputs.picture: gr.Image(outputs.kept(view(run.before)), visible=True),
                 outputs.status: paragraphs("Starting."),
             }
+            sampled, finishing = 0.0, 0.0  # after how many seconds; since when
             try:
                 for event in self.frames(request, *chosen):
                     if isinstance(event, Result):
                         finished = self._finished(event, request)
                         finished[outputs.status] += self._of_which(visitor, run)
                         yield finished
-                        self._note_time(event, request, given, restorer)
+                        work = self._work(given, request.effective_sampler)
+                        steps = request.effective_steps * request.samples
+                        self._timing.note(work, restorer.prior.native_size, sampled / steps)
+                        since = time.monotonic() - finishing
+                        self._timing.note_finishing(work, since / request.samples)
                         yield {self._settings.preset: self.presets(given)}
                         continue
+                    if event.finishing is not None and event.finishing.sample == 1:
+                        sampled, finishing = event.finishing.seconds, time.monotonic()
                     run.note(event)
                     if run.stopping.is_set():
                         run.kept = self._keep(run)
@@ -180,9 +195,11 @@ class Restoring:
         steps[given[fields.preset]] = given[fields.steps]
         seconds = {}
         for name, preset in PRESETS.items():
-            step = self._timing.seconds(self._work(given, preset.sampler))
+            work = self._work(given, preset.sampler)
+            step = self._timing.seconds(work)
             if step is not None:
-                seconds[name] = step * steps[name] * given[fields.samples]
+                one = step * steps[name] + self._timing.finishing(work)
+                seconds[name] = one * given[fields.samples]
         return gr.Radio(preset_choices(steps, seconds))
 
     def _work(self, given: dict[Any, Any], sampler: str) -> Work:
@@ -194,18 +211,8 @@ class Restoring:
                 pixels = width * height
                 if task is not None and given[fields.source] == DEGRADED:
                     pixels *= task.degradation.operator().downscale ** 2
-        return Work(given[fields.prior], sampler, given[fields.guidance_scale] > 1, pixels)
-
-    def _note_time(
-        self,
-        result: Result,
-        request: RestorationRequest,
-        given: dict[Any, Any],
-        restorer: Restorer,
-    ) -> None:
-        work = self._work(given, request.effective_sampler)
-        step = result.seconds / (request.effective_steps * request.samples)
-        self._timing.note(work, restorer.prior.native_size, step)
+        guided = given[fields.guidance_scale] > 1
+        return Work(given[fields.prior], sampler, guided, given[fields.task], pixels)
 
     def _read(self, given: dict[Any, Any], restorer: Restorer) -> RestorationRequest:
         fields = self._settings
@@ -258,9 +265,8 @@ class Restoring:
 
     def _finished(self, result: Result, request: RestorationRequest) -> dict[Any, Any]:
         cache = cache_folder(self._outputs.picture)
-        uncertainty = None if request.samples == 1 else save_uncertainty(result, cache)
         return {
-            **self._outputs.shown(save_result(result, cache), uncertainty),
+            **self._outputs.shown(*save_result(result, cache)),
             self._outputs.status: summary(result, request),
         }
 

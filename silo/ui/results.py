@@ -1,7 +1,7 @@
 """What remains of a restoration: PNG files with the parameters inside, and where samples differ."""
 
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,31 +50,53 @@ def save_samples(
     return [str(path) for path in paths]
 
 
-def save_result(result: Result, cache: Path) -> list[str]:
-    """Write what a finished restoration gave; see `save_all`."""
-    return save_all(result.measurement, result.image_by_image(), result.parameters, cache)
-
-
-def deviation(samples: Iterable[Tensor]) -> Tensor:
-    """Return the standard deviation over samples, each (1, 3, H, W), at each pixel, (1, 1, H, W).
-
-    It is that of pictures in [0, 1], the root mean square over the three colours.
-    """
-    mean = squares = torch.zeros(())
-    for count, sample in enumerate(samples, 1):  # Welford's, without all of them in memory
-        off = sample / 2 - mean
-        mean = mean + off / count
-        squares = squares + (off * (sample / 2 - mean) - squares) / count
-    return squares.mean(1, keepdim=True).sqrt()
-
-
-def save_uncertainty(result: Result, cache: Path) -> tuple[str, float]:
-    """Write a map of where the samples differ; bright is where they differ most.
+def save_result(result: Result, cache: Path) -> tuple[list[str], tuple[str, float] | None]:
+    """Write what a finished restoration gave.
 
     Returns:
-        The file, and the standard deviation that is brightest, for pictures in [0, 1].
+        The files of `save_all`; and what `save_uncertainty` does, None of a single sample.
     """
-    spread = deviation(result.image_by_image())[0, 0]
+    deviation = Deviation()  # made of each sample as it is written: to make it may take seconds
+    samples = deviation.of(result.image_by_image())
+    files = save_all(result.measurement, samples, result.parameters, cache)
+    several = len(result.restored) > 1
+    return files, save_uncertainty(deviation.value, cache) if several else None
+
+
+class Deviation:
+    """The standard deviation over samples, without all of them in memory (Welford, 1962)."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._mean = self._squares = torch.zeros(())
+
+    def of(self, samples: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Yield the samples, each (1, 3, H, W) in [-1, 1], as they are."""
+        for count, sample in enumerate(samples, 1):
+            off = sample / 2 - self._mean
+            self._mean = self._mean + off / count
+            self._squares = (
+                self._squares + (off * (sample / 2 - self._mean) - self._squares) / count
+            )
+            yield sample
+
+    @property
+    def value(self) -> Tensor:
+        """That of pictures in [0, 1] at each pixel, (1, 1, H, W), over the colours, too."""
+        return self._squares.mean(1, keepdim=True).sqrt()
+
+
+def save_uncertainty(deviation: Tensor, cache: Path) -> tuple[str, float]:
+    """Write a map of where samples differ; bright is where they differ most.
+
+    Args:
+        deviation: (1, 1, H, W), their standard deviation.
+        cache: where the file goes.
+
+    Returns:
+        The file, and the standard deviation that is brightest.
+    """
+    spread = deviation[0, 0]
     largest = float(spread.max())
     position = (spread / max(largest, 1e-12)).numpy()
     stops = np.linspace(0, 1, len(_RAMP))

@@ -12,7 +12,7 @@ from operators.catalog import TASKS
 from silo.lpips import find_weights
 from silo.metrics import lpips, psnr
 from silo.request import PRESETS, RestorationRequest
-from silo.restorer import Result
+from silo.restorer import Finishing, Result
 
 Choice = tuple[str, str]
 
@@ -64,9 +64,15 @@ class Frame:
     total: int
     seconds_left: float
     picture: Image.Image | None
+    finishing: Finishing | None = None
 
     def to_html(self) -> str:
         """Return the status line and its progress bar."""
+        if self.finishing is not None:
+            of = self.finishing
+            variant = f", variant {of.sample} of {of.samples}" if of.samples > 1 else ""
+            line = f"All steps are done. Keeping what the photo itself shows{variant}."
+            return f"{paragraphs(line)}<progress></progress>"
         line = f"Step {self.step} of {self.total}, {about(self.seconds_left)} left"
         return f'{paragraphs(line)}<progress max="{self.total}" value="{self.step}"></progress>'
 

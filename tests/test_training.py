@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load
 
 from operators.latent import LatentOperator
-from silo import checkpoints
+from silo import checkpoints, training_cost
 from silo.captions import token_ids
 from silo.data import Photo
 from silo.errors import BadRequest, NumericalError
@@ -194,8 +194,15 @@ def folder(tmp_path: Path) -> Path:
     return data
 
 
+@pytest.fixture
+def short_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a training will take is told after two steps of each stage in place of six."""
+    monkeypatch.setattr(training_cost, "FEW", 1)
+    monkeypatch.setattr(training_cost, "MORE", 2)
+
+
 def test_train_prior_makes_a_prior_and_train_operator_an_operator_for_it(
-    folder: Path, tmp_path: Path
+    folder: Path, tmp_path: Path, short_estimate: None
 ) -> None:
     output = tmp_path / "prior"
     steps = ["--autoencoder_steps", "2", "--denoiser_steps", "2", "--decoder_steps", "2"]
@@ -232,7 +239,7 @@ def test_a_prior_can_begin_with_another_one() -> None:
 
 
 def test_a_prior_keeps_what_is_trained_for_no_steps_from_the_one_it_begins_with(
-    folder: Path, tmp_path: Path
+    folder: Path, tmp_path: Path, short_estimate: None
 ) -> None:
     output = tmp_path / "prior"
     arguments = ["--train_data_dir", str(folder), "--output_dir", str(output)]

@@ -1,5 +1,6 @@
 """The left column: what to restore, and how."""
 
+import functools
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -9,8 +10,10 @@ from gradio.components import Component
 from operators.catalog import TASKS
 from silo.decoding import SUFFIXES
 from silo.request import MAX_BLUR_STD, MAX_STEPS, PRESETS
+from silo.ui import brush
 from silo.ui.cache import keep
 from silo.ui.examples import EXAMPLES, THUMBNAIL, example_photo
+from silo.ui.mask_painter import blank_if_any
 from silo.ui.models import AUTOMATIC, Models
 from silo.ui.wording import preset_choices, task_choices
 
@@ -19,6 +22,12 @@ MAX_FAITHFULNESS = 4.0
 MAX_NOISE = 0.5
 MAX_GUIDANCE = 15.0
 MAX_VARIANTS = 4
+# A number without a value (gradio 6.31) becomes 0 where its panel is opened first.
+EMPTY_AT_FIRST = """(value) => {
+  if (window.advancedOpened) return value;
+  window.advancedOpened = true;
+  return null;
+}"""
 
 
 @dataclass(frozen=True)
@@ -105,14 +114,14 @@ def lay_out(models: Models) -> tuple[Settings, Tools]:
         label="This photo",
         elem_id="source",
     )
-    painter, canvas, mask_file, invert = _painter()
+    painter, canvas, mask_file, invert = _painter(photo)
     preset = gr.Radio(
         preset_choices({n: p.steps for n, p in PRESETS.items()}, {}),
         value="quick",
         label="Effort",
         elem_id="preset",
     )
-    with gr.Accordion("Advanced", open=False, elem_id="advanced"):
+    with gr.Accordion("Advanced", open=False, elem_id="advanced") as advanced:
         faithfulness = gr.Slider(
             0,
             MAX_FAITHFULNESS,
@@ -188,6 +197,15 @@ def lay_out(models: Models) -> tuple[Settings, Tools]:
             elem_id="operator-id",
         )
         add_operator = gr.Button("Check and add", size="sm", elem_id="add-operator")
+    advanced.expand(
+        None,
+        blur_std,
+        blur_std,
+        js=EMPTY_AT_FIRST,
+        queue=False,
+        show_progress="hidden",
+        api_visibility="private",
+    )
     settings = Settings(
         *(task, photo, source, canvas, mask_file, preset, faithfulness, steps, noise_sigma),
         *(blur_std, prompt, negative_prompt, guidance_scale, samples, seed, prior, operator),
@@ -212,20 +230,23 @@ def _example(name: str, cache: str) -> gr.Button:
     return button
 
 
-def _painter() -> tuple[gr.Column, gr.ImageEditor, gr.UploadButton, gr.Button]:
+def _painter(photo: gr.File) -> tuple[gr.Column, gr.ImageEditor, gr.UploadButton, gr.Button]:
     with gr.Column(visible=False, elem_id="painter") as painter:
         canvas = gr.ImageEditor(
-            label="Paint: white is filled in, black stays",
+            label="Paint the holes",
             type="pil",  # as a file, it would be written where another visitor may be reading
             format="png",
             sources=(),
             transforms=(),
             layers=False,
-            # The eraser cannot take back what Invert or a mask file painted; a black stroke can.
             brush=gr.Brush(colors=["#ffffff", "#000000"], color_mode="fixed"),
             buttons=[],
             elem_id="canvas",
         )
+        # Clearing takes the photo away, too: it comes back.
+        anew = functools.partial(blank_if_any, folder=canvas.GRADIO_CACHE)
+        canvas.clear(anew, photo, canvas, show_progress="hidden", api_visibility="private")
+        gr.HTML(brush.HTML, js_on_load=brush.SCRIPT, padding=False, elem_id=brush.ID)
         with gr.Row():
             mask_file = gr.UploadButton(
                 "Load a mask (white is filled in)",

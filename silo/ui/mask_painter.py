@@ -10,7 +10,7 @@ from torch import Tensor
 
 from operators.catalog import Task
 from silo import images, masks
-from silo.errors import BadMask
+from silo.errors import BadMask, SiloError
 from silo.ui.cache import keep
 
 LARGEST_SIDE = 1024  # px, of a picture as the page shows it
@@ -47,6 +47,25 @@ def view_file(path: str) -> tuple[Image.Image, list[str]]:
 def wants_mask(task: Task, simulate: bool) -> bool:
     """Tell whether a person has holes to mark: a simulation draws them, unless they are free."""
     return task.degradation.needs_mask and (not simulate or task.name == "inpainting_free")
+
+
+def blank(path: str, folder: str) -> dict[str, Any]:
+    """Return the value of a `gr.ImageEditor` with nothing painted on a photo yet.
+
+    Its layer is there from the start: of a canvas without, *Undo* takes the photo away.
+
+    Raises:
+        BadImage: it cannot be read.
+    """
+    picture, _ = view_file(path)
+    return _painted(picture, torch.zeros(1, 1, 1, 1), folder)
+
+
+def blank_if_any(path: str | None, folder: str) -> dict[str, Any] | None:
+    """Return what `blank` does; None without a photo, or one that cannot be read."""
+    with suppress(SiloError):
+        return None if path is None else blank(path, folder)
+    return None
 
 
 def paint_mask_file(path: str, photo: str, folder: str) -> dict[str, Any]:
@@ -101,9 +120,10 @@ def painted_mask(
     """
     if canvas is None or not canvas["layers"]:
         return None
-    layer = canvas["layers"][0].convert("RGBA")
-    black = Image.new("RGBA", layer.size, "black")
-    mask = masks.read_mask(Image.alpha_composite(black, layer).convert("L"))
+    shown = Image.new("RGBA", canvas["layers"][0].size, "black")
+    for layer in canvas["layers"]:
+        shown.alpha_composite(layer.convert("RGBA"))
+    mask = masks.read_mask(shown.convert("L"))
     if mask.min() == 1:
         return None
     if uploaded is not None:
@@ -139,9 +159,10 @@ def _painted(picture: Image.Image, hole: Tensor, folder: str) -> dict[str, Any]:
     hole = hole.expand(1, 3, picture.height, picture.width)
     layer = Image.new("RGBA", picture.size, "white")
     layer.putalpha(images.to_pil(hole * 2 - 1).convert("L"))
-    composite = Image.alpha_composite(picture.convert("RGBA"), layer)
+    # The editor would paint on a composite in place of the photo: what it shows could be moved or
+    # erased no more.
     return {
         "background": keep(picture, folder),
         "layers": [keep(layer, folder)],
-        "composite": keep(composite, folder),
+        "composite": None,
     }

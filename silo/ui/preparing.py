@@ -105,14 +105,14 @@ class Preparing:
             noise_given: None,
         }
 
-    def blank_canvas(self, given: dict[Any, Any]) -> str | None:
+    def blank_canvas(self, given: dict[Any, Any]) -> dict[str, Any] | None:
         """The photo to paint on; none where there is no hole to mark or, as `show` tells, photo."""
         fields = self._settings
         path, simulate = given[fields.photo], given[fields.source] == CLEAN
         try:
             if path is None or not wants_mask(self._task(given), simulate):
                 return None
-            return keep(view_file(path)[0], fields.canvas.GRADIO_CACHE)
+            return mask_painter.blank(path, fields.canvas.GRADIO_CACHE)
         except (SiloError, OperatorError):
             return None
 

@@ -2,7 +2,7 @@
 
 from gradio import themes
 
-from silo.ui import spoken
+from silo.ui import brush, spoken
 
 MONOSPACE = ("ui-monospace", "Consolas", "monospace")
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")  # none is downloaded
@@ -64,7 +64,7 @@ _LAYOUT = """
 footer .divider { display: none !important; } /* between links of which one is left */
 #picture img, #uncertainty img { width: 100%; height: 100%; object-fit: contain; }
 """
-CSS = _LAYOUT + spoken.CSS
+CSS = _LAYOUT + spoken.CSS + brush.CSS
 
 
 def theme() -> themes.Base:

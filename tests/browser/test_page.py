@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -18,7 +18,8 @@ from PIL import Image, ImageChops
 from playwright.sync_api import Page, Request, expect
 
 from silo.__main__ import main
-from silo.images import read_parameters, save_png
+from silo.images import read_parameters, save_png, to_pil
+from silo.ui.mask_painter import painted_mask
 from tests.browser.actions import (
     FINISHED,
     choose_example,
@@ -31,6 +32,7 @@ from tests.browser.actions import (
 from tests.served_app import App, connect, own_operator
 
 PATIENCE = 180_000  # milliseconds
+Box = tuple[int, int, int, int]  # left, upper, right, lower
 
 
 def await_previews(page: Page, count: int) -> None:
@@ -93,6 +95,7 @@ def test_the_settings_of_a_downloaded_result_give_the_same_picture(
 
     page.reload()
     open_advanced(page)
+    expect(page.locator("#blur input")).to_have_value("")  # not 0, which would be a choice
     page.locator("#saved input[type=file]").set_input_files(first)
     expect(page.locator("#seed input[type=number]")).to_have_value("11")
     choose_example(page, 2)  # after the settings, as the page says
@@ -358,6 +361,127 @@ def hole(page: Page, layers: list[str]) -> Image.Image:
         return layer.getchannel("A").point([0] * 128 + [255] * 128)
 
 
+def load_mask(page: Page, mask: Path) -> None:
+    with page.expect_file_chooser() as chooser:
+        page.locator("#mask-file").click()
+    chooser.value.set_files(mask)
+
+
+def read_as(page: Page, layers: list[str], size: tuple[int, int]) -> Image.Image:
+    """The mask that the server reads off the sent layers, white in the holes."""
+    opened = [Image.open(BytesIO(page.request.get(layer).body())) for layer in layers]
+    mask = painted_mask({"layers": opened}, (size[1], size[0]))
+    assert mask is not None
+    return to_pil((1 - 2 * mask).expand(-1, 3, -1, -1)).convert("L")
+
+
+def overlap(one: Image.Image, other: Image.Image) -> float:
+    """Of what is white in either mask, the part that is in both, but for where the strokes are."""
+    width, height = one.size
+    parts = [(0, 0, width, round(height * 0.35)), (0, round(height * 0.65), width, height)]
+
+    def white(combine: Callable[[Image.Image, Image.Image], Image.Image]) -> int:
+        both = combine(one, other)
+        return sum(both.crop(part).histogram()[255] for part in parts)
+
+    return white(ImageChops.darker) / white(ImageChops.lighter)
+
+
+def shown_editor(page: Page) -> Image.Image:
+    editor = page.locator("#canvas")
+    editor.scroll_into_view_if_needed()
+    box = editor.bounding_box()
+    assert box is not None
+    clip: Any = box
+    return Image.open(BytesIO(page.screenshot(clip=clip))).convert("RGB")
+
+
+def await_photo(page: Page, colour: tuple[int, int, int], size: tuple[int, int]) -> Box:
+    """Wait until the canvas shows a photo of one colour; return where in the editor it is."""
+    deadline = time.monotonic() + PATIENCE / 1000
+    while time.monotonic() < deadline:
+        shown = shown_editor(page)
+        other = ImageChops.difference(shown, Image.new("RGB", shown.size, colour)).convert("L")
+        box = other.point([255] * 3 + [0] * 253).getbbox()
+        if box is not None and (box[2] - box[0]) / (box[3] - box[1]) == pytest.approx(
+            size[0] / size[1], rel=0.03
+        ):
+            return box
+        page.wait_for_timeout(200)
+    pytest.fail(f"the canvas does not show the photo of {size}")
+
+
+def await_shown(page: Page, mask: Image.Image, box: Box) -> None:
+    """Wait until the canvas shows a mask white in its place, and nothing else so."""
+    width, height = box[2] - box[0], box[3] - box[1]
+    tools = (0, 0, width // 8, height)  # lie over the photo
+    expected = mask.resize((width, height)).point([0] * 128 + [255] * 128)
+    expected.paste(0, tools)
+    deadline, seen = time.monotonic() + PATIENCE / 1000, 0.0
+    while time.monotonic() < deadline:
+        shown = shown_editor(page).convert("L").crop(box)
+        shown = shown.point([0] * 250 + [255] * 6)
+        shown.paste(0, tools)
+        seen = overlap(shown, expected)
+        if seen > 0.9:
+            return
+        page.wait_for_timeout(200)
+    pytest.fail(f"{seen:.0%} of the mask is shown in its place")
+
+
+def stroke_through(page: Page, box: Box) -> None:
+    """Paint a stroke over the middle of the photo."""
+    editor = page.locator("#canvas").bounding_box()
+    assert editor is not None
+    x, y = editor["x"] + (box[0] + box[2]) / 2, editor["y"] + (box[1] + box[3]) / 2
+    page.mouse.move(x - 40, y)
+    page.mouse.down()
+    page.mouse.move(x + 40, y, steps=4)
+    page.mouse.up()
+
+
+def test_a_loaded_mask_keeps_its_place_under_strokes(page: Page, tmp_path: Path) -> None:
+    choose_task(page, "inpainting free")
+    photo, file = tmp_path / "photo.png", tmp_path / "mask.png"
+    undo = page.get_by_role("button", name="Undo")
+    for size, colour, share, key in (
+        ((512, 320), (150, 0, 150), 0.02, "Tab"),
+        ((256, 256), (0, 0, 150), 0.2, "End"),
+    ):
+        width, height = size
+        Image.new("RGB", size, colour).save(photo)
+        mask = Image.new("L", size)
+        mask.paste(255, (width // 4, height // 8, width // 2, height // 4))
+        mask.paste(255, (width // 4, height * 3 // 4, width * 9 // 10, height * 3 // 4 + 4))
+        mask.save(file)
+        page.locator("#photo input[type=file]").set_input_files(photo)
+        box = await_photo(page, colour, size)
+        expect(undo).to_be_disabled()  # or it would take the photo away
+        load_mask(page, file)
+        await_shown(page, mask, box)
+
+        page.get_by_label("Brush width").press(key)
+        stroke_through(page, box)
+        expect(undo).to_be_enabled()
+        read = read_as(page, inverted_mask(page), size)
+        assert overlap(read, mask) > 0.98
+        across = read.crop((width // 2, 0, width // 2 + 1, height))
+        across = across.crop((0, round(height * 0.35), 1, round(height * 0.65)))
+        assert across.histogram()[255] / min(size) == pytest.approx(share, abs=0.012)
+
+        free = ImageChops.invert(mask)
+        await_shown(page, free, box)
+        stroke_through(page, box)
+        expect(undo).to_be_enabled()
+        assert overlap(read_as(page, inverted_mask(page), size), free) > 0.98
+        if key == "Tab":
+            page.locator("#photo .icon-button-wrapper button").first.click()
+            expect(page.locator("#canvas")).to_have_count(0)
+
+    page.get_by_role("button", name="Clear canvas").click()
+    assert await_photo(page, colour, size) == box
+
+
 def test_undo_eraser_and_invert_change_the_mask(page: Page) -> None:
     start_painting(page)
     drag(page)
@@ -375,7 +499,7 @@ def test_undo_eraser_and_invert_change_the_mask(page: Page) -> None:
     await_white(page, middle=True, below=False)
 
     assert painted.getpixel((painted.width // 2, painted.height // 2)) == 255
-    assert 0.01 < painted.histogram()[255] / (painted.width * painted.height) < 0.5
+    assert 0.002 < painted.histogram()[255] / (painted.width * painted.height) < 0.5
     assert free == ImageChops.invert(painted)
 
 
@@ -420,9 +544,7 @@ def test_what_is_painted_is_filled_in_as_from_a_mask_file(page: Page, tmp_path: 
     choose_task(page, "inpainting free")
     choose_example(page)
     await_canvas(page)
-    with page.expect_file_chooser() as chooser:
-        page.locator("#mask-file").click()
-    chooser.value.set_files(mask)
+    load_mask(page, mask)
     await_white(page, middle=True, below=False)
     restore(page, steps=2)
     expect(page.locator("#status")).to_have_text(FINISHED)

@@ -174,7 +174,8 @@ class Measured:
             return image
         picture, degradation = self.original.picture, self.original.degradation
         if self.original.mask is not None:
-            return keep_known(image, picture, self.original.mask)
+            magnified = 1 / self.fit.scale
+            return keep_known(image, picture, self.original.mask, magnified=magnified)
         operator, noise = degradation.operator(), self.original.noise_sigma
         return operator.explain(image, picture.to(image), noise)
 

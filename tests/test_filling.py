@@ -1,10 +1,13 @@
 """A hole is filled on the tones around it, and what is known stays."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from silo import filling
 from silo.filling import DEPTH, LEAST_DETAIL, keep_known, membrane
 from tests.photos import photo
 
@@ -75,9 +78,26 @@ def test_a_restoration_that_is_off_by_a_tone_is_put_right() -> None:
 
 
 def test_beside_what_is_known_half_of_the_painted_detail_counts() -> None:
-    mask = hole(64, 64, slice(31, 32), slice(0, 64))  # a scratch, one pixel wide
-    detail = torch.zeros(1, 3, 64, 64)
-    detail[..., 31, :] = 0.4
-    filled = keep_known(detail, torch.zeros(1, 3, 64, 64), mask)
-    weight = 1 - (1 - LEAST_DETAIL) * torch.exp(torch.tensor(-1 / DEPTH))
-    torch.testing.assert_close(filled[..., 31, :], torch.full((1, 3, 64), 0.4 * float(weight)))
+    for width, magnified in ((1, 1.0), (4, 4.0)):  # a scratch, one restored pixel wide
+        middle = slice(32, 32 + width)
+        mask = hole(64, 64, middle, slice(0, 64))
+        detail = torch.zeros(1, 3, 64, 64)
+        detail[..., middle, :] = 0.4
+        filled = keep_known(detail, torch.zeros(1, 3, 64, 64), mask, magnified=magnified)
+        weight = 1 - (1 - LEAST_DETAIL) * math.exp(-1 / DEPTH)
+        mean = filled[..., middle, :].mean().item()
+        assert mean == pytest.approx(0.4 * weight, rel=1e-4 if width == 1 else 0.15)
+
+
+def test_of_a_picture_that_is_all_hole_or_all_known_there_is_nothing_to_carry_on() -> None:
+    restored, truth = photo("coffee", 8), photo("cat", 8)
+    assert torch.equal(keep_known(restored, truth, torch.zeros(1, 1, 8, 8)), restored)
+    assert torch.equal(keep_known(restored, truth, torch.ones(1, 1, 8, 8)), truth)
+
+
+def test_large_holes_are_filled_about_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    truth, mask = photo("coffee", 128), hole(128, 128, slice(40, 90), slice(20, 101))
+    small = keep_known(-truth, truth, mask)
+    monkeypatch.setattr(filling, "LARGE", 10)
+    large = keep_known(-truth, truth, mask)
+    assert not torch.equal(large, small) and (large - small).abs().mean() < 0.02

@@ -255,3 +255,43 @@ def test_a_large_blur_is_solved_at_once(monkeypatch: pytest.MonkeyPatch) -> None
         again = spread * operator.forward(operator.adjoint(found)) + noise * found
         inside = (..., slice(30, -30), slice(30, -30))  # the adjoint takes the rim for its end
         assert (again - right)[inside].abs().max() < 0.05 * right[inside].abs().max()
+
+
+@pytest.mark.parametrize("operator", [MotionBlur(), MotionBlur(61, 21, 0.0)])
+@pytest.mark.parametrize("size", [(64, 96), (31, 40), (1, 50)])
+def test_a_shakes_preconditioner_is_symmetric_and_about_the_inverse(
+    operator: PixelOperator, size: tuple[int, int]
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    u, v = torch.randn(2, 3, *size, generator=generator).double().split(1)
+    spread, noise = (torch.full((1, 1, 1, 1), value).double() for value in (0.3, 0.01))
+    precondition = operator.preconditioner(v, spread, noise)
+    torch.testing.assert_close((u * precondition(v)).sum(), (precondition(u) * v).sum())
+    assert (v * precondition(v)).sum() > 0
+    calls = 0
+
+    def apply(picture: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return spread * operator.forward(operator.adjoint(picture)) + noise * picture
+
+    found = consistency.solve(apply, v, torch.zeros_like(v), precondition)
+    preconditioned, calls = calls, 0
+    assert (apply(found) - v).norm() <= consistency.TOLERANCE * v.norm()
+    calls = 0
+    consistency.solve(apply, v, torch.zeros_like(v), lambda picture: picture)
+    assert preconditioned <= calls
+
+
+def test_each_picture_of_a_batch_is_preconditioned_by_its_own_spread() -> None:
+    v = _pictures(2, 32).double()
+    spread, noise = (
+        torch.tensor([0.1, 2.0]).double().reshape(2, 1, 1, 1),
+        torch.full((2, 1, 1, 1), 0.01),
+    )
+    operator = MotionBlur()
+    both = operator.preconditioner(v, spread, noise)(v)
+    for index in range(2):
+        one = slice(index, index + 1)
+        alone = operator.preconditioner(v[one], spread[one], noise[one])(v[one])
+        torch.testing.assert_close(both[one], alone)

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -287,3 +288,36 @@ def test_help_is_quick_to_import_and_unknown_commands_are_named() -> None:
     )
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("error: there is no command 'restor'")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["restore", "a.png", "--task", "gaussian_blur", "--stepz", "4"], "--stepz"),
+        (["restore", "a.png", "--task", "gaussian_blur", "--steps", "abc"], "--steps.*'abc'"),
+        (
+            ["restore", "a.png", "--task", "gaussian_blur", "--sampler", "no"],
+            "--sampler.*silo-fast",
+        ),
+        (["restore", "a.png"], "required: --task"),
+        (["operators", "pull"], "required: ORG/NAME"),
+    ],
+)
+def test_wrong_options_are_told_in_one_line(arguments: list[str], told: str, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and re.search(told, line) and "--help" in line
+
+
+def test_results_are_png_files(photos: Path, tmp_path: Path, capsys) -> None:
+    arguments = [str(photos / "p0.png"), "--task", "denoising", "--out", str(tmp_path / "x.jpg")]
+    assert main(["restore", *arguments]) == 2
+    assert "x.png" in capsys.readouterr().err and not (tmp_path / "x.jpg").exists()
+
+
+def test_where_no_picture_is_held_out_it_is_said_how_to_take_them_all(
+    photos: Path, tmp_path: Path, capsys
+) -> None:
+    assert main(["evaluate", "--data", str(photos), "--out", str(tmp_path / "out")]) == 2
+    assert "--split all" in capsys.readouterr().err

@@ -45,7 +45,7 @@ const fit = (editor) => {
 let editor;
 const take = (mounted) => {
   editor = mounted;
-  mounted?.ready.then(() => fit(mounted));
+  mounted?.ready?.then(() => fit(mounted));
 };
 take(window.editor);
 Object.defineProperty(window, 'editor', { configurable: true, get: () => editor, set: take });

@@ -132,8 +132,8 @@ def list_photos(folders: list[Path], split: str) -> list[PhotoFile]:
         raise BadRequest(
             f"No pictures of the split '{split}' in {', '.join(map(str, folders))}: add "
             f"{', '.join(SUFFIXES)} files or .tar shards, of which 1 in {HELD_OUT_ONE_IN}, chosen "
-            "by name, is held out, or name the folders inside, which are not searched"
-            f"{'; evaluate --split all takes every picture.' if split == 'held_out' else '.'}"
+            "by name, is held out, or name the folders inside, which are not searched (evaluate "
+            "and sample take every picture with --split all)."
         )
     return photos
 

@@ -17,8 +17,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from silo.decoding import MAX_PIXELS, decode, printable_name, read_header
-from silo.errors import BadImage, CannotSave, NumericalError
+from silo.decoding import MAX_PIXELS, SUFFIXES, decode, printable_name, read_header
+from silo.errors import BadImage, BadRequest, CannotSave, NumericalError
 
 MIDDLE_SIDE = 1024  # px; of larger pictures that much is looked at
 _CHUNK = "silo"  # keyword of the PNG text chunk that holds the parameters
@@ -89,6 +89,12 @@ def to_pil(image: Tensor) -> Image.Image:
     # One copy, changed in place: a large picture is large in float32.
     pixels = pixels.permute(1, 2, 0).float().add(1).mul_(127.5).round_().clamp_(0, 255)
     return Image.fromarray(pixels.to(torch.uint8).cpu().contiguous().numpy())
+
+
+def require_png(path: Path) -> None:
+    """Raise BadRequest where the name of a file to be written is that of another format's."""
+    if path.suffix.lower() in SUFFIXES and path.suffix.lower() != ".png":
+        raise BadRequest(f"Results are PNG files: name {path.with_suffix('.png')}.")
 
 
 def save_png(

@@ -237,7 +237,7 @@ def _match_blur(
         fit,
         expected if math.isclose(here, blur.std) else _described(expected, _blur(here)),
         missing,
-        as_it_came=_described(expected, _blur(std)),
+        as_it_came=expected if math.isclose(std, blur.std) else _described(expected, _blur(std)),
     )
     if not is_found:
         return replace(matched, doubt=UNTOLD.format(blur.std) if is_untold else None)

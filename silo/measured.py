@@ -37,7 +37,7 @@ DOUBT = (
 
 @dataclass(frozen=True)
 class Original:
-    """A photo as it came, where what is worked on is smaller, turned or padded.
+    """A photo as it came, where what is worked on is smaller or turned.
 
     Attributes:
         picture: (1, 3, h, w) in [-1, 1].
@@ -67,7 +67,7 @@ class Measured:
         photo: (1, 3, h, w), as `y` but with what lies in a hole, when it is not.
         fit: how the picture went on the grid, at the size of what is restored.
         keep_known: whether a restoration has to agree with what is known.
-        original: a photo that was scaled, turned or padded, if what is measured of it can be kept.
+        original: a photo that was scaled or turned, where what is measured can be kept at its size.
         missing: the blur that a photo lacks of what its operator was trained for, if any.
         found: what a photo was found to show of its damage, if it was looked at.
         doubt: what speaks against a photo's having been damaged as is said.
@@ -145,7 +145,9 @@ class Measured:
 
         Where its original is at hand, that is left to `at_output_size`.
         """
-        if self.mask is not None or not self.keep_known or self.original is not None:
+        if self.original is not None:
+            return decoded
+        if self.mask is not None or not self.keep_known:
             return self.fill_in(decoded)
         return self.degradation.operator().explain(decoded, self.y, self.noise_sigma)
 
@@ -162,10 +164,11 @@ class Measured:
         return [DOUBT] if has_unexplained(self.y, self.degradation.operator()) else []
 
     def watch(self, decoded: Tensor) -> Tensor:
-        """As `at_output_size` of `fill_in`, for a look on the way: without what takes seconds."""
-        if self.mask is None:
-            return self.fit.undo(decoded)
-        return self.at_output_size(self.fill_in(decoded))
+        """Decoded pictures as they come back, for a look on the way: without what takes seconds."""
+        image = self.fit.undo(self.fill_in(decoded))
+        if self.original is None or self.original.mask is None:
+            return image
+        return torch.where(self.original.mask > 0, self.original.picture.to(image), image)
 
     def at_output_size(self, finished: Tensor) -> Tensor:
         """Finished pictures (B, 3, H, W) on the grid as they come back, (B, 3, *fit.output)."""
@@ -228,9 +231,9 @@ def take_measurement(request: RestorationRequest, prior: LatentPrior) -> Measure
         y, clean = picture if mask is None else operator.forward(picture, mask), None
         came = picture
     original = None
-    # Of a padded picture, too: blocks of a turned JPEG file begin where the padding is.
-    differs = plan.padded != plan.original or isinstance(plan, TurnedFit)
-    if differs and request.keep_known and not request.simulate:
+    # Blocks of a JPEG file that was turned since may begin where the grid's padding ends.
+    is_turned = isinstance(plan, TurnedFit) or matched.degradation.parameters.get("turns", 0) != 0
+    if (plan.scaled != plan.original or is_turned) and request.keep_known and not request.simulate:
         if given is not None:
             original = Original(photo, given, degradation)
         elif matched.as_it_came is not None and math.prod(plan.output) <= MOST_EXPLAINED:

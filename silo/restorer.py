@@ -74,6 +74,8 @@ class Progress:
 class Finishing:
     """All steps are done, and a sample is made to agree with what is measured: it takes seconds.
 
+    Of a photo that was scaled or turned most of that is done when `Result` is asked for it.
+
     Attributes:
         sample: which, from 1 on.
         samples: how many there are.

@@ -312,8 +312,9 @@ def test_wrong_options_are_told_in_one_line(arguments: list[str], told: str, cap
 
 def test_results_are_png_files(photos: Path, tmp_path: Path, capsys) -> None:
     arguments = [str(photos / "p0.png"), "--task", "denoising", "--out", str(tmp_path / "x.jpg")]
-    assert main(["restore", *arguments]) == 2
-    assert "x.png" in capsys.readouterr().err and not (tmp_path / "x.jpg").exists()
+    for command in ("restore", "degrade"):
+        assert main([command, *arguments]) == 2
+        assert "x.png" in capsys.readouterr().err and not (tmp_path / "x.jpg").exists()
 
 
 def test_where_no_picture_is_held_out_it_is_said_how_to_take_them_all(

@@ -81,6 +81,7 @@ def test_what_an_operator_of_ones_own_was_trained_for_is_left_as_it_is(
     matched = match(picture, place, expected, least_side=128)
     if std > 1:
         assert (matched.degradation, matched.missing) == (expected, None)
+        assert matched.as_it_came == expected
     assert matched.fit.scaled == (400, 400)
     for told in (0.0, 0.93 * std, 100.0):
         matched = match(picture, place, expected, least_side=128, blur_std=told)

@@ -148,6 +148,20 @@ def test_of_a_large_picture_what_is_known_comes_back_at_its_own_size(
     torch.testing.assert_close(kept.measurement, picture)  # what is in the hole can be compared
 
 
+def test_a_hole_in_a_large_picture_is_filled_once(tiny_prior: LatentPrior) -> None:
+    picture, mask = _picture(300, 500), torch.ones(1, 1, 300, 500)
+    mask[..., 100:104, 40:450] = 0  # a scratch, whose detail counts by half
+    request = RestorationRequest("inpainting_free", picture, mask=mask)
+    measured = take_measurement(request, tiny_prior)
+    height, width = measured.fit.working
+    decoded = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)) - 0.5
+    image = measured.fit.undo(decoded)
+    expected = keep_known(image, picture, mask, magnified=1 / measured.fit.scale)
+    torch.testing.assert_close(measured.at_output_size(measured.finish(decoded)), expected)
+    known = mask.bool().expand_as(picture)
+    torch.testing.assert_close(measured.watch(decoded)[known], picture[known])
+
+
 def test_a_large_picture_is_scored_at_the_size_that_it_was_restored_at(
     tiny_prior: LatentPrior, operators: dict[str, Path]
 ) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from operators.catalog import TASKS, get_task, own_task
 from operators.pixel import measure
 from silo.command_line import CommandParser
-from silo.images import load_image, save_png
+from silo.images import load_image, require_png, save_png
 from silo.masks import load_mask
 from silo.measured import measurement_generator
 from silo.own_degradation import load_degradation
@@ -27,6 +27,7 @@ def main(argv: list[str]) -> int:
         own = load_degradation(arguments.degradation)
         task = own_task(own.name, own.degradation)
     image = load_image(arguments.input).pixels
+    require_png(arguments.out)
     mask = None if arguments.mask is None else load_mask(arguments.mask)
     request = RestorationRequest(
         task.name,

@@ -20,7 +20,7 @@ from silo.command_line import CommandParser
 from silo.decoding import SUFFIXES
 from silo.devices import DTYPES, peak_memory, pick_device, pick_dtype
 from silo.errors import BadImage, BadMask, BadRequest, CannotSave, OutOfMemory
-from silo.images import load_image, read_parameters, save_png, to_pil
+from silo.images import load_image, read_parameters, require_png, save_png, to_pil
 from silo.lpips import find_weights
 from silo.masks import load_mask
 from silo.metrics import scores
@@ -136,8 +136,8 @@ def plan_outputs(inputs: list[Path], pictures: list[Path], out: Path | None) -> 
         BadRequest: two restorations, or a restoration and an input, would share a file; or `out` is
             a file of another format.
     """
-    if out is not None and out.suffix.lower() in SUFFIXES and out.suffix.lower() != ".png":
-        raise BadRequest(f"Results are PNG files: name {out.with_suffix('.png')}, or a folder.")
+    if out is not None:
+        require_png(out)
     if out is not None and out.suffix.lower() == ".png":
         if len(pictures) > 1:
             raise BadRequest(f"{out} is one file for {len(pictures)} pictures; name a folder.")

@@ -26,7 +26,7 @@ def test_the_ten_tasks_have_the_papers_degradations() -> None:
     assert len(TASKS) == 10
     assert get_task("gaussian_blur").degradation.parameters == {"kernel_size": 61, "std": 3.0}
     assert get_task("super_resolution_x8").degradation.operator().downscale == 8
-    assert get_task("jpeg_q10").degradation.parameters == {"quality": 10}
+    assert get_task("jpeg_q10").degradation.parameters == {"quality": 10, "turns": 0}
     assert get_task("inpainting_box").degradation.parameters == {"fraction": 0.5}
     paper = ("gaussian_blur", "super_resolution_x4", "super_resolution_x8", "jpeg_q10")
     assert {(get_task(t).eta, get_task(t).degradation.noise_sigma) for t in paper} == {(0.5, 0.01)}

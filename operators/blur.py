@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from operators.consistency import DRAFT_TRUST, LARGE, explain
+from operators.consistency import CLEANING_TRUST, DRAFT_TRUST, LARGE, explain
 from operators.errors import OperatorError
+from operators.mirroring import mirror_index
 from operators.pixel_operator import PixelOperator, Range
 
 KernelSize = Annotated[int, Range(1, 255, odd=True)]
@@ -19,17 +20,6 @@ KernelSize = Annotated[int, Range(1, 255, odd=True)]
 # A frequency is lost where a blur leaves less than this of it: in photos that is less than noise of
 # 0.001 in [0, 1]. Where fewer than the least share are lost, they tell too little.
 LOST, LEAST_LOST = 0.03, 0.01
-
-
-def mirror_index(size: int, radius: int) -> Tensor:
-    """Index of the source pixel of each padded pixel, (size + 2 radius,).
-
-    The edge pixel is not repeated (c b | a b c | b a), and the reflection repeats as often as a
-    radius beyond the picture needs, so pictures smaller than the kernel are well defined.
-    """
-    period = max(2 * (size - 1), 1)
-    offset = torch.arange(-radius, size + radius) % period
-    return torch.minimum(offset, period - offset) if size > 1 else torch.zeros_like(offset)
 
 
 def convolve_reflected(x: Tensor, kernel: Tensor) -> Tensor:
@@ -132,6 +122,13 @@ class GaussianBlur(_Blur):
         offset = torch.arange(-radius, radius + 1, dtype=torch.float64)
         profile = torch.exp(-(offset**2) / (2 * self.std**2))
         return torch.outer(profile, profile) / profile.sum() ** 2
+
+    def clean(self, y: Tensor, noise_sigma: float, expected: float) -> Tensor:
+        """As `PixelOperator.clean`: the blur of a picture that explains y, found from y itself.
+
+        Of noise it leaves as little as a blur does; a shake leaves more.
+        """
+        return self.forward(explain(self, y, y, noise_sigma, trust=CLEANING_TRUST))
 
     def start(self, right: Tensor, spread: Tensor, noise: Tensor) -> Tensor:
         """As `PixelOperator.start`: the solution, but for the rim, by an FFT.

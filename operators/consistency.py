@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 # The share of a restoration's error, as its residual shows it, that is taken for its spread. With
 # all of it PSNR rises further, but the painted texture suffers. Not so where an autoencoder is to
-# paint it anew, which leaves out the ripples: with 1 it does less well, with 3 no better.
-TRUST, DRAFT_TRUST = 0.5, 1.5
+# paint it anew, which leaves out the ripples: with 1 it does less well, with 3 no better. And not
+# where it is blurred again, which takes them away.
+TRUST, DRAFT_TRUST, CLEANING_TRUST = 0.5, 1.5, 1.0
 WINDOW = 21  # pixels of x that the residual is looked at in, in each direction
 # Spreads that are solved for, each so many times the next; those between are blended. The largest
 # is that of this share of places: what few are off by, such as a caption, tells little of the rest.

@@ -14,6 +14,7 @@ from operators.degradation import Degradation
 from operators.pixel_operator import PixelOperator
 from silo.blur import LEAST_SIDE, estimate_blur
 from silo.images import Fit, to_pil
+from silo.jpeg_noise import estimate_jpeg_noise
 from silo.jpeg_quality import HIGHEST, find_compression
 from silo.noise import estimate_noise
 from silo.shake import Shake, estimate_shake
@@ -30,6 +31,7 @@ SHARP = 0.75  # px; photos that are not blurred are found to have less
 LEAST_NOISE = 0.01  # in [0, 1]
 LARGEST_FOUND = 4.5  # px; a stronger blur is better told from a smaller picture
 BLUR = "Blur of {}{:.1f} pixels (standard deviation) was found in the photo."
+JPEG_NOISE = "JPEG compression was found in the photo, and counts as noise of {:.3f}."
 NOISE = "Noise of {:.3f} (standard deviation; white is 1) was found in the photo."
 HARDLY_BLURRED = "The photo hardly looks blurred: little of it is left to restore."
 HARDLY_NOISY = "The photo shows hardly any noise: little of it is changed."
@@ -76,6 +78,23 @@ class Matched:
     doubt: str | None = None
     as_it_came: Degradation | None = None
 
+    def allowing_for(self, jpeg_noise: float) -> Matched:
+        """The same where a photo that was measured so was compressed as a JPEG file then.
+
+        Args:
+            jpeg_noise: what that was off by at lower frequencies, as noise at the photo's size;
+                scaling down averages what there is at these.
+        """
+        if jpeg_noise <= self.degradation.noise_sigma:
+            return self
+        sentences = [] if self.found is None else [self.found]
+        return replace(
+            self,
+            degradation=_at_least(self.degradation, min(self.fit.scale, 1) * jpeg_noise),
+            as_it_came=None if self.as_it_came is None else _at_least(self.as_it_came, jpeg_noise),
+            found=" ".join([*sentences, JPEG_NOISE.format(jpeg_noise)]),
+        )
+
 
 def match(
     photo: Tensor,
@@ -103,7 +122,8 @@ def match(
     if expected.kind == "gaussian_blur":
         return _match_blur(photo, place, expected, least_side, blur_std)
     if expected.kind == "motion_blur":
-        return _match_shake(photo, place, expected)
+        jpeg_noise = estimate_jpeg_noise(photo)
+        return _match_shake(photo, place, expected, jpeg_noise).allowing_for(jpeg_noise)
     picture, fit = place(photo, None)
     if expected.kind == "jpeg":
         return _match_quality(photo, picture, fit, expected)
@@ -113,12 +133,12 @@ def match(
     return Matched(picture, fit, expected, as_it_came=as_it_came)
 
 
-def _match_shake(photo: Tensor, place: Place, expected: Degradation) -> Matched:
+def _match_shake(photo: Tensor, place: Place, expected: Degradation, jpeg_noise: float) -> Matched:
     picture, fit = place(photo, None)
     blur, shake = expected.operator(), estimate_shake(photo)
     assert isinstance(blur, MotionBlur)
     line = None if shake is None else _line(shake)
-    if shake is None or (line is not None and has_unexplained(photo, line)):
+    if shake is None or (line is not None and has_unexplained(photo, line, jpeg_noise)):
         return Matched(picture, fit, expected, found=NO_SHAKE.format(blur.length, blur.angle))
     came = None if line is None else _described(expected, line)
     turn = (blur.angle - shake.angle + 90) % 180 - 90
@@ -148,12 +168,13 @@ def _line(shake: Shake) -> MotionBlur | None:
     return MotionBlur(max(length | 1, MotionBlur.kernel_size), length, shake.angle)
 
 
-def has_unexplained(photo: Tensor, operator: PixelOperator) -> bool:
-    """Whether a photo (1, 3, H, W) has detail that a damage would have taken from it."""
-    unexplainable = operator.unexplainable(photo)
-    return unexplainable >= LEAST_DOUBTED and unexplainable >= DOUBTED * estimate_noise(
-        to_pil(photo)
-    )
+def has_unexplained(photo: Tensor, operator: PixelOperator, noise_sigma: float) -> bool:
+    """Whether a photo (1, 3, H, W) has detail that a damage would have taken from it.
+
+    `noise_sigma`, or more where it shows more, is what it may have of noise, in [0, 1] units.
+    """
+    noise = max(noise_sigma, estimate_noise(to_pil(photo)))
+    return operator.unexplainable(photo) >= max(LEAST_DOUBTED, DOUBTED * noise)
 
 
 def _turned(
@@ -239,14 +260,17 @@ def _match_blur(
         missing,
         as_it_came=expected if math.isclose(std, blur.std) else _described(expected, _blur(std)),
     )
-    if not is_found:
-        return replace(matched, doubt=UNTOLD.format(blur.std) if is_untold else None)
-    if std < SHARP and not is_same:  # what is not noise by what it shows is not taken for noise
+    if is_found and std < SHARP and not is_same:
+        # What is not noise by what it shows is not taken for noise.
         here, came = matched.degradation.with_noise(0), _described(expected, _blur(std))
         return replace(
             matched, degradation=here, doubt=HARDLY_BLURRED, as_it_came=came.with_noise(0)
         )
-    return replace(matched, found=BLUR.format("about " if is_same else "", std))
+    if is_found:
+        matched = replace(matched, found=BLUR.format("about " if is_same else "", std))
+    elif is_untold:
+        matched = replace(matched, doubt=UNTOLD.format(blur.std))
+    return matched.allowing_for(estimate_jpeg_noise(photo))
 
 
 def _find_blur(photo: Tensor) -> float | None:
@@ -266,6 +290,10 @@ def _blur(std: float) -> GaussianBlur:
     """A Gaussian blur with a kernel that holds all of it, as far as kernels reach."""
     std = min(max(std, LEAST_STD), LARGEST_STD)
     return GaussianBlur(kernel_size=min(2 * math.ceil(KERNEL_STDS * std) + 1, MAX_KERNEL), std=std)
+
+
+def _at_least(degradation: Degradation, noise: float) -> Degradation:
+    return degradation.with_noise(max(degradation.noise_sigma, noise))
 
 
 def _described(expected: Degradation, blur: GaussianBlur | MotionBlur) -> Degradation:

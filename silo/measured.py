@@ -66,6 +66,7 @@ class Measured:
         clean: the clean picture (1, 3, H, W) when the damage is simulated.
         photo: (1, 3, h, w), as `y` but with what lies in a hole, when it is not.
         fit: how the picture went on the grid, at the size of what is restored.
+        expected_noise_sigma: the noise that its operator in latent space was trained with.
         keep_known: whether a restoration has to agree with what is known.
         original: a photo that was scaled or turned, where what is measured can be kept at its size.
         missing: the blur that a photo lacks of what its operator was trained for, if any.
@@ -78,6 +79,7 @@ class Measured:
     mask: Tensor | None
     clean: Tensor | None
     fit: Fit
+    expected_noise_sigma: float
     keep_known: bool = False
     photo: Tensor | None = None
     original: Original | None = None
@@ -94,10 +96,12 @@ class Measured:
     def to_encode(self) -> Tensor:
         """What an operator was trained for, (1, 3, H, W): `y`, blurred as much further as it lacks.
 
-        What this loses, `finish` brings back from `y` itself.
+        Of more noise than that it is freed. What this loses, `finish` brings back from `y` itself.
         """
-        y = self.y if self.missing is None else self.missing.forward(self.y)
-        return self.degradation.operator().to_full_size(y)
+        y, operator = self.y, self.degradation.operator()
+        if self.keep_known and self.noise_sigma > self.expected_noise_sigma:
+            y = operator.clean(y, self.noise_sigma, self.expected_noise_sigma)
+        return operator.to_full_size(y if self.missing is None else self.missing.forward(y))
 
     @property
     def output_size(self) -> Tensor:
@@ -161,7 +165,8 @@ class Measured:
             return [self.doubt]
         if self.clean is not None or isinstance(self.fit, TurnedFit):  # whose shake was found
             return []
-        return [DOUBT] if has_unexplained(self.y, self.degradation.operator()) else []
+        operator, noise = self.degradation.operator(), self.degradation.noise_sigma
+        return [DOUBT] if has_unexplained(self.y, operator, noise) else []
 
     def watch(self, decoded: Tensor) -> Tensor:
         """Decoded pictures as they come back, for a look on the way: without what takes seconds."""
@@ -244,6 +249,7 @@ def take_measurement(request: RestorationRequest, prior: LatentPrior) -> Measure
         mask,
         clean,
         plan,
+        request.expected_noise_sigma,
         keep_known=request.keep_known,
         photo=came,
         original=original,

@@ -170,6 +170,11 @@ class RestorationRequest:
         return self._described.with_noise(self.effective_noise_sigma)
 
     @property
+    def expected_noise_sigma(self) -> float:
+        """The noise level that the operator for the task was trained with."""
+        return self._described.noise_sigma
+
+    @property
     def _described(self) -> Degradation:
         return TASKS[self.task].degradation if self.degradation is None else self.degradation
 

@@ -55,7 +55,7 @@ def a_result(samples: int) -> tuple[Result, RestorationRequest]:
     clean = torch.zeros(1, 3, 16, 24)
     request = RestorationRequest("denoising", clean, simulate=True, samples=samples, seed=5)
     plan = Fit(original=(16, 24), scaled=(16, 24), padded=(16, 24))
-    measured = Measured(Degradation("denoising"), clean + 0.2, None, clean, plan)
+    measured = Measured(Degradation("denoising"), clean + 0.2, None, clean, plan, 0.01)
     restored = (clean + 0.02).expand(samples, -1, -1, -1)
     return Result(
         restored, measured, {"task": "denoising", "seed": 5}, 1.5, 50, 1, 1, ["Worked <small>."]

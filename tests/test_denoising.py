@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from scipy.fft import dctn, idctn
 from torch import Tensor
 
-from operators import denoising
+from operators import denoising, wiener
 from operators.colours import OPPONENT
-from operators.denoising import CAUTION, MARGIN, NEIGHBOURS, STRIDE, Denoising
+from operators.denoising import Denoising
+from operators.wiener import CAUTION, MARGIN, NEIGHBOURS, STRIDE
 from silo.metrics import psnr
 from silo.noise import LARGEST
 from silo.request import RestorationRequest
@@ -31,8 +32,8 @@ def _smooth(picture: Tensor) -> Tensor:
 def test_it_is_an_empirical_wiener_filter_of_sliding_blocks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(denoising, "COLOURED", 1.0)  # white noise: its energy is known
-    monkeypatch.setattr(denoising, "_shares", lambda y: y.new_ones(1, 3, 1))
+    monkeypatch.setattr(wiener, "COLOURED", 1.0)  # white noise: its energy is known
+    monkeypatch.setattr(wiener, "_shares", lambda y: y.new_ones(1, 3, 1))
     monkeypatch.setattr(denoising, "LEAST_SPECKS", 1.0)
     clean = photo(side=40).double()
     x, y, sigma = _smooth(clean), clean + _noise(clean, 0.04), 0.04
@@ -83,8 +84,8 @@ def test_smooth_noise_is_found_where_the_restoration_is_flat(
     y = as_jpeg(clean + _noise(clean, 0.06), 85)  # which takes noise of high frequencies
     x = _smooth(clean)
     found = Denoising().explain(x, y, 0.045)
-    monkeypatch.setattr(denoising, "COLOURED", 1.0)
-    monkeypatch.setattr(denoising, "_shares", lambda y: y.new_ones(1, 3, 1))
+    monkeypatch.setattr(wiener, "COLOURED", 1.0)
+    monkeypatch.setattr(wiener, "_shares", lambda y: y.new_ones(1, 3, 1))
     white = Denoising().explain(x, y, 0.045)
     assert psnr(found, clean).item() > psnr(white, clean).item() + 0.5
 
@@ -99,7 +100,7 @@ def test_strips_and_odd_sizes_fit_together(
     assert whole.shape == clean.shape
     if max(size) > 100:
         assert (whole - clean).square().mean() < 0.9 * (y - clean).square().mean()
-    monkeypatch.setattr(denoising, "STRIP", 32)
+    monkeypatch.setattr(wiener, "STRIP", 32)
     torch.testing.assert_close(Denoising().explain(x, y, 0.05), whole, atol=1e-5, rtol=0)
 
 
@@ -107,7 +108,7 @@ def test_large_pictures_take_fewer_blocks(monkeypatch: pytest.MonkeyPatch) -> No
     clean = photo("coffee")
     x, y = _smooth(clean), clean + _noise(clean, 0.05)
     fine = Denoising().explain(x, y, 0.05)
-    monkeypatch.setattr(denoising, "LARGE", 0)
+    monkeypatch.setattr(wiener, "LARGE", 0)
     coarse = Denoising().explain(x, y, 0.05)
     assert 0 < (coarse - fine).abs().max()
     assert psnr(coarse, clean).item() == pytest.approx(psnr(fine, clean).item(), abs=0.5)
@@ -117,7 +118,7 @@ def test_of_grey_noise_brightness_has_more(monkeypatch: pytest.MonkeyPatch) -> N
     clean = photo("chelsea")
     y = clean + _noise(clean[:, :1], 0.08)
     better = psnr(Denoising().explain(_smooth(clean), y, 0.08), clean).item()
-    monkeypatch.setattr(denoising, "_shares", lambda y: y.new_ones(1, 3, 1))
+    monkeypatch.setattr(wiener, "_shares", lambda y: y.new_ones(1, 3, 1))
     assert better > psnr(Denoising().explain(_smooth(clean), y, 0.08), clean).item() + 1
 
 

@@ -49,9 +49,13 @@ def test_no_shake_is_taken_where_there_is_none(name: str) -> None:
         assert estimate_shake(picture) is None
     sharp = noisy(photo(name))
     found = estimate_shake(sharp)
-    assert found is None or has_unexplained(sharp, MotionBlur(61, round(found.length), found.angle))
+    assert found is None or has_unexplained(
+        sharp, MotionBlur(61, round(found.length), found.angle), 0.0
+    )
     came = noisy(shaken(photo(name), 31, 45))
-    assert not has_unexplained(came, MotionBlur()) and has_unexplained(sharp, MotionBlur())
+    assert not has_unexplained(came, MotionBlur(), 0.0) and has_unexplained(
+        sharp, MotionBlur(), 0.0
+    )
 
 
 def test_a_turn_is_counter_clockwise_and_turns_shakes_along() -> None:

@@ -1,0 +1,110 @@
+"""Noise that an operator does not expect is taken from what it is shown."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from operators.degradation import Degradation
+from operators.pixel_operator import PixelOperator
+from silo.measured import take_measurement
+from silo.metrics import psnr
+from silo.prior import LatentPrior
+from silo.request import RestorationRequest
+from silo.restorer import Restorer, Result
+from tests.photos import as_jpeg, blurred, noisy, photo
+
+KINDS = [
+    Degradation("gaussian_blur"),
+    Degradation("motion_blur"),
+    Degradation("super_resolution", {"factor": 4}),
+    Degradation("denoising"),
+]
+
+
+@pytest.fixture(scope="module")
+def prior() -> LatentPrior:
+    return LatentPrior.load("tiny")
+
+
+def _damaged(operator: PixelOperator, sigma: float) -> tuple[Tensor, Tensor]:
+    """What an operator makes of a photo, without noise and with it."""
+    clean = operator.forward(photo(side=512))
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    return clean, (clean + 2 * sigma * noise).clamp(-1, 1)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda each: each.kind)
+@pytest.mark.parametrize("sigma", [0.02, 0.05, 0.1])
+def test_most_of_the_noise_goes_and_little_else(kind: Degradation, sigma: float) -> None:
+    operator = kind.operator()
+    clean, y = _damaged(operator, sigma)
+    cleaned = operator.clean(y, sigma, 0.01)
+    assert psnr(cleaned, clean).item() > psnr(y, clean).item() + (4 if sigma > 0.02 else 2)
+
+
+def test_as_much_noise_as_is_expected_stays_where_detail_is_as_small() -> None:
+    operator = Degradation("super_resolution", {"factor": 4}).operator()
+    _, y = _damaged(operator, 0.05)
+    taken = y - operator.clean(y, 0.05, 0.0)
+    torch.testing.assert_close(y - operator.clean(y, 0.05, 0.02), 0.6 * taken)
+    torch.testing.assert_close(operator.clean(y, 0.05, 0.05), y)
+
+
+def test_what_has_a_mask_or_is_not_linear_is_left_alone() -> None:
+    y = noisy(photo())
+    for kind in ("inpainting_box", "jpeg"):
+        assert Degradation(kind).operator().clean(y, 0.05, 0.01) is y
+
+
+def test_measurements_as_noisy_as_expected_are_encoded_as_they_are(prior: LatentPrior) -> None:
+    request = RestorationRequest("super_resolution_x4", photo(), simulate=True)
+    for each in (
+        request,
+        replace(request, noise_sigma=0.05, keep_known=False),  # as the paper's tables are made
+        replace(request, task="denoising"),  # whose operator expects 0.05
+    ):
+        measured = take_measurement(each, prior)
+        assert torch.equal(
+            measured.to_encode, measured.degradation.operator().to_full_size(measured.y)
+        )
+    for each in (
+        replace(request, noise_sigma=0.05),
+        replace(request, task="denoising", noise_sigma=0.1),
+    ):
+        measured = take_measurement(each, prior)
+        assert measured.clean is not None
+        without = measured.degradation.operator()
+        without = without.to_full_size(without.forward(measured.clean))
+        gained = psnr(measured.to_encode, without) - psnr(measured.full_size, without)
+        assert gained.item() > 2
+
+
+@pytest.mark.parametrize(
+    ("std", "quality", "gain"), [(3.0, 15, 0.2), (3.0, 30, 0.7), (1.5, 15, 0.0), (1.5, 30, 0.4)]
+)
+def test_a_blurred_photo_may_be_a_jpeg_file_of_low_quality(
+    prior: LatentPrior, std: float, quality: int, gain: float
+) -> None:
+    clean = photo()
+    came = as_jpeg(blurred(clean, std), quality)
+    *_, result = Restorer(prior).restore(RestorationRequest("gaussian_blur", came, preset="quick"))
+    assert isinstance(result, Result)
+    before, after = psnr(came, clean).item(), psnr(result.images, clean).item()
+    print(f"std {std}, quality {quality}: {before:.2f} dB before, {after:.2f} dB after")
+    assert after > before + gain
+    (told,) = result.notices
+    assert "JPEG compression was found" in told
+
+
+@pytest.mark.parametrize("std", [2.0, 3.0])
+def test_a_blurred_photo_may_be_noisy(prior: LatentPrior, std: float) -> None:
+    clean = photo()
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    came = (blurred(clean, std) + 0.1 * noise).clamp(-1, 1)
+    *_, result = Restorer(prior).restore(RestorationRequest("gaussian_blur", came, preset="quick"))
+    assert isinstance(result, Result)
+    before, after = psnr(came, clean).item(), psnr(result.images, clean).item()
+    print(f"std {std}, noise 0.05: {before:.2f} dB before, {after:.2f} dB after")
+    assert after > before + 2

@@ -33,6 +33,7 @@ class Outputs:
         uncertainty: where the variants differ.
         variants: one is chosen to compare and download.
         download: the chosen variant.
+        further: takes it for the photo.
         files: of this visitor: the measurement's, then each variant's.
         clicks: on Restore, by this page.
         stopping: 1 while Stop is answered, 2 where the run came to its end meanwhile, else 0.
@@ -49,6 +50,7 @@ class Outputs:
     uncertainty: gr.Image
     variants: gr.Gallery
     download: gr.DownloadButton
+    further: gr.Button
     files: gr.State
     clicks: gr.Number
     stopping: gr.Number
@@ -57,7 +59,8 @@ class Outputs:
         """Return the components that show a result, as outputs of an event."""
         return [
             *(self.picture, self.views, self.comparison, self.side_by_side, self.uncertainty_tab),
-            *(self.uncertainty, self.variants, self.download, self.files, self.status),
+            *(self.uncertainty, self.variants, self.download, self.further, self.files),
+            self.status,
         ]
 
     def kept(self, picture: Image.Image) -> str:
@@ -67,7 +70,7 @@ class Outputs:
     def hidden(self) -> dict[Any, Any]:
         """Take an earlier result off the page."""
         hidden = gr.update(visible=False)
-        return {self.views: hidden, self.variants: hidden, self.download: hidden}
+        return dict.fromkeys((self.views, self.variants, self.download, self.further), hidden)
 
     def shown(self, paths: list[str], uncertainty: tuple[str, float] | None) -> dict[Any, Any]:
         """Show the files of a result: the measurement's, then each variant's."""
@@ -82,6 +85,7 @@ class Outputs:
             self.uncertainty_tab: gr.Tab(visible=uncertainty is not None),
             self.variants: gr.Gallery(after, selected_index=0, visible=len(after) > 1),
             self.download: gr.DownloadButton(value=after[0], visible=True),
+            self.further: gr.Button(visible=True),
             self.files: paths,
         }
         if uncertainty is not None:
@@ -135,13 +139,14 @@ def lay_out() -> Outputs:
         elem_id="variants",
     )
     download = gr.DownloadButton("Download PNG, settings inside", visible=False, elem_id="download")
+    further = gr.Button("Restore this further", visible=False, elem_id="further")
     gr.Markdown(CAUTION)
     gr.HTML(spoken.HTML, padding=False)
     # No States: the page counts by itself, and events carry them as they were when they were sent.
     clicks, stopping = (gr.Number(0, precision=0, visible="hidden") for _ in range(2))
     return Outputs(
         *(go, stop, status, picture, views, comparison, side_by_side, uncertainty_tab),
-        *(uncertainty, variants, download, gr.State([]), clicks, stopping),
+        *(uncertainty, variants, download, further, gr.State([]), clicks, stopping),
     )
 
 

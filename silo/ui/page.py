@@ -72,6 +72,7 @@ def _wire_preparation(
 ) -> Dependency:
     """Wire what comes before Restore; return the event of another photo or damage."""
     damage = set(fields.of_damage())
+    taken = [fields.photo, fields.source, fields.noise_sigma, fields.blur_std, tools.noise_given]
     # The buttons write their name and a count of clicks: of several clicked, the last is answered.
     for name, button in zip(EXAMPLES, tools.examples, strict=True):
         click = f"(last) => '{name} ' + (Number(last.split(' ')[1] ?? 0) + 1)"
@@ -79,11 +80,13 @@ def _wire_preparation(
     tools.example.change(
         preparing.choose_example,
         {*damage, tools.noise_given, tools.example},
-        [fields.photo, fields.source, fields.noise_sigma, fields.blur_std, tools.noise_given],
+        taken,
         **LAST,
         **QUIET,
     )
-
+    shown.further.click(
+        preparing.go_on, {*damage, tools.noise_given, shown.download}, taken, **LAST, **QUIET
+    )
     changed = gr.on(
         [fields.photo.change, fields.task.change, fields.source.change, fields.operator.input],
         preparing.show,

@@ -142,6 +142,13 @@ class Preparing:
         chosen = {fields.photo: path, fields.source: CLEAN}
         return {**chosen, **self.noise({**given, **chosen})}
 
+    def go_on(self, given: dict[Any, Any]) -> dict[Any, Any]:
+        """Take the result that is shown for the photo: something else may be wrong with it."""
+        fields = self._settings
+        chosen = {fields.photo: given[self._outputs.download], fields.source: DEGRADED}
+        gr.Info("The result is the photo now. Say what else is wrong with it.")
+        return {**chosen, **self.noise({**given, **chosen})}
+
     def reuse(self, path: str) -> dict[Any, Any]:
         """Fill the fields in with the settings that an earlier result carries."""
         fields = self._settings

@@ -160,6 +160,33 @@ def test_several_variants_come_with_a_map_of_where_they_differ(page: Page, tmp_p
     expect(page.locator("#uncertainty")).to_contain_text("brightest: 0.")
 
 
+def test_a_result_can_be_restored_further(page: Page, tmp_path: Path) -> None:
+    choose_task(page, "super resolution x4")
+    choose_example(page)
+    open_advanced(page)
+    set_number(page, "#samples", 2)
+    restore(page, steps=2, seed=3)
+    expect(page.locator("#status")).to_have_text(FINISHED)
+    page.locator("#variants img").nth(1).click()
+    expect(page.locator("#comparison img[src*='seed-4']")).to_have_count(1)
+    first = downloaded(page, tmp_path)
+
+    page.locator("#further").click()
+    expect(page.locator("#photo")).to_contain_text("super_resolution_x4-seed-4")
+    expect(page.get_by_label("It is already degraded")).to_be_checked()
+    expect(page.locator("#picture img")).to_be_visible()
+    expect(page.locator("#further")).to_be_hidden()
+    choose_task(page, "denoising")
+    page.locator("#restore").click()
+    expect(page.locator("#status")).to_have_text(FINISHED)
+    before = page.locator("#comparison img[src*='before']").evaluate("image => image.src")
+    with Image.open(BytesIO(page.request.get(before).body())) as shown:
+        assert shown.convert("RGB").tobytes() == pixels(first)
+    parameters = read_parameters(downloaded(page, tmp_path))
+    assert parameters is not None
+    assert (parameters["task"], parameters["simulate"]) == ("denoising", False)
+
+
 def test_one_lens_enlarges_both_pictures_at_the_same_place(page: Page) -> None:
     choose_example(page, 1)
     restore(page, steps=2)

@@ -138,8 +138,11 @@ def lay_out() -> Outputs:
         visible=False,
         elem_id="variants",
     )
-    download = gr.DownloadButton("Download PNG, settings inside", visible=False, elem_id="download")
-    further = gr.Button("Restore this further", visible=False, elem_id="further")
+    with gr.Row():
+        download = gr.DownloadButton(
+            "Download PNG, settings inside", visible=False, elem_id="download"
+        )
+        further = gr.Button("Restore this further", visible=False, elem_id="further")
     gr.Markdown(CAUTION)
     gr.HTML(spoken.HTML, padding=False)
     # No States: the page counts by itself, and events carry them as they were when they were sent.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from operators.consistency import LARGE, explain, solve
 from operators.errors import OperatorError
-from operators.wiener import above_noise
+from operators.wiener import without_noise
 
 
 @dataclass(frozen=True)
@@ -178,17 +178,17 @@ class PixelOperator(ABC):
         return None
 
     def clean(self, y: Tensor, noise_sigma: float, expected: float) -> Tensor:
-        """A noisy measurement with less noise, for an operator that was trained with less of it.
+        """A noisy measurement with less noise, for an operator that expects less of it.
 
         Args:
             y: the measurement (1, 3, h, w) in [-1, 1].
             noise_sigma: std of its noise in [0, 1] units.
-            expected: that of the noise that the operator was trained with, which is less.
+            expected: that of the noise that the operator expects, which is less.
 
         Returns:
             (1, 3, h, w); y itself for a kind that is not linear, and for those with a mask.
         """
-        return above_noise(y, y, noise_sigma, y) if self.linear and not self.needs_mask else y
+        return without_noise(y, noise_sigma) if self.linear and not self.needs_mask else y
 
     def solve(self, right: Tensor, spread: Tensor, noise: Tensor) -> Tensor:
         """The v with (spread A A^T + noise) v = right, (B, 3, h, w), about; for linear kinds.

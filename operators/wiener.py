@@ -38,9 +38,25 @@ def above_noise(missed: Tensor, y: Tensor, noise_sigma: float, flat: Tensor) -> 
         flat: pictures, alike, that show where there is little but noise.
     """
     missed = to_opponent(missed)
-    white = 4 * noise_sigma**2 * _shares(to_opponent(y)).clamp(min=1)
-    noise = _energy_of_noise(to_opponent(flat), missed).clamp(white, COLOURED**2 * white)
-    return from_opponent(_above(CAUTION * noise, missed))
+    noise = _energy_of_noise(missed, to_opponent(y), noise_sigma, to_opponent(flat))
+    return from_opponent(_above(noise, missed))
+
+
+def without_noise(y: Tensor, noise_sigma: float) -> Tensor:
+    """Noisy pictures (B, 3, H, W) with what of their detail rises above their noise.
+
+    As `above_noise`, but for the means of blocks, which stay: else colours would become greyer.
+    """
+    y = to_opponent(y)
+    noise = _energy_of_noise(y, y, noise_sigma, y)
+    noise[..., 0] = 0
+    return from_opponent(_above(noise, y))
+
+
+def _energy_of_noise(missed: Tensor, y: Tensor, noise_sigma: float, flat: Tensor) -> Tensor:
+    """What to take off by channel and frequency, (B, 3, 64)."""
+    white = 4 * noise_sigma**2 * _shares(y).clamp(min=1)
+    return CAUTION * _energy_where_flat(flat, missed).clamp(white, COLOURED**2 * white)
 
 
 def _shares(y: Tensor) -> Tensor:
@@ -57,7 +73,7 @@ def _shares(y: Tensor) -> Tensor:
     return energy / energy.mean(dim=1, keepdim=True).clamp(min=torch.finfo(y.dtype).tiny)
 
 
-def _energy_of_noise(x: Tensor, missed: Tensor) -> Tensor:
+def _energy_where_flat(x: Tensor, missed: Tensor) -> Tensor:
     """The median energy of `missed` by channel and frequency, (B, 3, 64), where x is flattest."""
     beyond = [max(BLOCK - side, 0) for side in x.shape[-2:]]
     x, missed = (F.pad(each, (0, beyond[1], 0, beyond[0]), "replicate") for each in (x, missed))

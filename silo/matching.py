@@ -50,8 +50,9 @@ NO_SHAKE = (
     "No straight shake was found in the photo: one of {:d} pixels at {:g} degrees is assumed."
 )
 # A photo is doubted that has so many times more of what its damage would have taken than its noise
-# accounts for, and more than JPEG files commonly have.
-DOUBTED, LEAST_DOUBTED = 2.0, 0.01
+# accounts for, and more than JPEG files commonly have: of the noise that compression left at low
+# frequencies, shaken ones have 0.2 to 0.56, and sharp ones 0.7 to 3.
+DOUBTED, LEAST_DOUBTED, DOUBTED_OF_JPEG = 2.0, 0.01, 0.6
 
 Place = Callable[[Tensor, int | None], tuple[Tensor, Fit]]
 
@@ -68,6 +69,7 @@ class Matched:
         found: what it was found to show; a sentence for the user.
         doubt: what speaks against its having been damaged as is said; a sentence, too.
         as_it_came: what damaged it at its own size; None for kinds that this is not told of.
+        jpeg_noise: on the grid, what compression as a JPEG file was off by, where that counts.
     """
 
     picture: Tensor
@@ -77,6 +79,7 @@ class Matched:
     found: str | None = None
     doubt: str | None = None
     as_it_came: Degradation | None = None
+    jpeg_noise: float = 0.0
 
     def allowing_for(self, jpeg_noise: float) -> Matched:
         """The same where a photo that was measured so was compressed as a JPEG file then.
@@ -85,14 +88,16 @@ class Matched:
             jpeg_noise: what that was off by at lower frequencies, as noise at the photo's size;
                 scaling down averages what there is at these.
         """
-        if jpeg_noise <= self.degradation.noise_sigma:
-            return self
+        here = min(self.fit.scale, 1) * jpeg_noise
         sentences = [] if self.found is None else [self.found]
+        if jpeg_noise > self.degradation.noise_sigma:
+            sentences.append(JPEG_NOISE.format(jpeg_noise))
         return replace(
             self,
-            degradation=_at_least(self.degradation, min(self.fit.scale, 1) * jpeg_noise),
+            jpeg_noise=here,
+            degradation=_at_least(self.degradation, here),
             as_it_came=None if self.as_it_came is None else _at_least(self.as_it_came, jpeg_noise),
-            found=" ".join([*sentences, JPEG_NOISE.format(jpeg_noise)]),
+            found=" ".join(sentences) or None,
         )
 
 
@@ -122,8 +127,7 @@ def match(
     if expected.kind == "gaussian_blur":
         return _match_blur(photo, place, expected, least_side, blur_std)
     if expected.kind == "motion_blur":
-        jpeg_noise = estimate_jpeg_noise(photo)
-        return _match_shake(photo, place, expected, jpeg_noise).allowing_for(jpeg_noise)
+        return _match_shake(photo, place, expected).allowing_for(estimate_jpeg_noise(photo))
     picture, fit = place(photo, None)
     if expected.kind == "jpeg":
         return _match_quality(photo, picture, fit, expected)
@@ -133,12 +137,12 @@ def match(
     return Matched(picture, fit, expected, as_it_came=as_it_came)
 
 
-def _match_shake(photo: Tensor, place: Place, expected: Degradation, jpeg_noise: float) -> Matched:
+def _match_shake(photo: Tensor, place: Place, expected: Degradation) -> Matched:
     picture, fit = place(photo, None)
     blur, shake = expected.operator(), estimate_shake(photo)
     assert isinstance(blur, MotionBlur)
     line = None if shake is None else _line(shake)
-    if shake is None or (line is not None and has_unexplained(photo, line, jpeg_noise)):
+    if shake is None or (line is not None and has_unexplained(photo, line)):
         return Matched(picture, fit, expected, found=NO_SHAKE.format(blur.length, blur.angle))
     came = None if line is None else _described(expected, line)
     turn = (blur.angle - shake.angle + 90) % 180 - 90
@@ -168,13 +172,13 @@ def _line(shake: Shake) -> MotionBlur | None:
     return MotionBlur(max(length | 1, MotionBlur.kernel_size), length, shake.angle)
 
 
-def has_unexplained(photo: Tensor, operator: PixelOperator, noise_sigma: float) -> bool:
+def has_unexplained(photo: Tensor, operator: PixelOperator, jpeg_noise: float = 0.0) -> bool:
     """Whether a photo (1, 3, H, W) has detail that a damage would have taken from it.
 
-    `noise_sigma`, or more where it shows more, is what it may have of noise, in [0, 1] units.
+    `jpeg_noise` is what `estimate_jpeg_noise` found of it, if it was damaged before.
     """
-    noise = max(noise_sigma, estimate_noise(to_pil(photo)))
-    return operator.unexplainable(photo) >= max(LEAST_DOUBTED, DOUBTED * noise)
+    usual = max(DOUBTED * estimate_noise(to_pil(photo)), DOUBTED_OF_JPEG * jpeg_noise)
+    return operator.unexplainable(photo) >= max(LEAST_DOUBTED, usual)
 
 
 def _turned(

@@ -66,12 +66,13 @@ class Measured:
         clean: the clean picture (1, 3, H, W) when the damage is simulated.
         photo: (1, 3, h, w), as `y` but with what lies in a hole, when it is not.
         fit: how the picture went on the grid, at the size of what is restored.
-        expected_noise_sigma: the noise that its operator in latent space was trained with.
+        expected_noise_sigma: the noise that its operator in latent space expects.
         keep_known: whether a restoration has to agree with what is known.
         original: a photo that was scaled or turned, where what is measured can be kept at its size.
         missing: the blur that a photo lacks of what its operator was trained for, if any.
         found: what a photo was found to show of its damage, if it was looked at.
         doubt: what speaks against a photo's having been damaged as is said.
+        jpeg_noise: what compression as a JPEG file was off by, of a photo where that counts.
     """
 
     degradation: Degradation
@@ -86,6 +87,7 @@ class Measured:
     missing: PixelOperator | None = None
     found: str | None = None
     doubt: str | None = None
+    jpeg_noise: float = 0.0
 
     @property
     def full_size(self) -> Tensor:
@@ -165,8 +167,8 @@ class Measured:
             return [self.doubt]
         if self.clean is not None or isinstance(self.fit, TurnedFit):  # whose shake was found
             return []
-        operator, noise = self.degradation.operator(), self.degradation.noise_sigma
-        return [DOUBT] if has_unexplained(self.y, operator, noise) else []
+        operator = self.degradation.operator()
+        return [DOUBT] if has_unexplained(self.y, operator, self.jpeg_noise) else []
 
     def watch(self, decoded: Tensor) -> Tensor:
         """Decoded pictures as they come back, for a look on the way: without what takes seconds."""
@@ -256,6 +258,7 @@ def take_measurement(request: RestorationRequest, prior: LatentPrior) -> Measure
         missing=matched.missing,
         found=matched.found,
         doubt=matched.doubt,
+        jpeg_noise=matched.jpeg_noise,
     )
 
 

@@ -171,8 +171,9 @@ class RestorationRequest:
 
     @property
     def expected_noise_sigma(self) -> float:
-        """The noise level that the operator for the task was trained with."""
-        return self._described.noise_sigma
+        """The noise level that the operator for the task expects, whatever is simulated."""
+        task = TASKS.get(self.task)
+        return (self._described if task is None else task.degradation).noise_sigma
 
     @property
     def _described(self) -> Degradation:

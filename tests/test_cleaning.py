@@ -108,3 +108,20 @@ def test_a_blurred_photo_may_be_noisy(prior: LatentPrior, std: float) -> None:
     before, after = psnr(came, clean).item(), psnr(result.images, clean).item()
     print(f"std {std}, noise 0.05: {before:.2f} dB before, {after:.2f} dB after")
     assert after > before + 2
+
+
+def test_colours_stay() -> None:
+    colour = torch.tensor([0.1, 0.05, -0.3]).view(1, 3, 1, 1)
+    noise = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    for sigma in (0.1, 0.3):
+        y = colour + 2 * sigma * noise
+        cleaned = Degradation("denoising").operator().clean(y, sigma, 0.05)
+        assert torch.allclose(cleaned.mean((2, 3)), y.mean((2, 3)), atol=0.005)
+        assert (cleaned - colour).square().mean() < 0.05 * (y - colour).square().mean()
+
+
+def test_a_description_of_the_damage_does_not_change_what_an_operator_expects() -> None:
+    request = RestorationRequest("gaussian_blur", photo(), simulate=True)
+    noisier = replace(request, degradation=Degradation("gaussian_blur", noise_sigma=0.05))
+    assert request.expected_noise_sigma == noisier.expected_noise_sigma == 0.01
+    assert noisier.effective_noise_sigma == 0.05

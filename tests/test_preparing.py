@@ -156,6 +156,25 @@ def test_noise_and_blur_of_settings_used_again_are_not_overwritten_by_their_phot
     assert page.preparing.choose_example(coffee)[noise] == gr.skip()
 
 
+def test_a_result_that_is_gone_is_not_taken_for_the_photo(page: Page, tmp_path: Path) -> None:
+    photo, result = tmp_path / "photo.png", tmp_path / "result.png"
+    for path in (photo, result):
+        save_png(path, torch.zeros(3, 8, 8))
+    waiting, download = page.tools.noise_given, page.outputs.download
+    given = {
+        **page.given(photo, "gaussian_blur", CLEAN),
+        waiting: ("gaussian_blur", DEGRADED),  # of settings that another photo was to follow
+        download: str(result),
+    }
+    taken = page.preparing.go_on(given)
+    assert (taken[page.settings.photo], taken[page.settings.source]) == (str(result), DEGRADED)
+    assert taken[page.settings.noise_sigma] == 0
+    result.unlink()
+    for gone in (str(result), None):
+        with pytest.raises(gr.Error, match="kept for 4 hours only: restore it again"):
+            page.preparing.go_on({**given, download: gone})
+
+
 def test_a_sharp_photo_that_is_called_blurry_is_told_before_it_is_restored(
     page: Page, tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """What happens before Restore: a photo, an example, a mask or earlier settings are taken in."""
 
 import html
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -9,12 +10,12 @@ from operators.catalog import Task
 from operators.errors import OperatorError
 from silo import images
 from silo.decoding import read_header
-from silo.errors import SiloError
+from silo.errors import BadRequest, SiloError
 from silo.measured import take_measurement
 from silo.noise import estimate_noise
 from silo.request import PRESETS, RestorationRequest, comes_blurred
 from silo.ui import mask_painter
-from silo.ui.cache import keep
+from silo.ui.cache import KEPT_HOURS, keep
 from silo.ui.errors import one_sentence
 from silo.ui.examples import example_photo
 from silo.ui.fetching import shown_by
@@ -144,10 +145,14 @@ class Preparing:
 
     def go_on(self, given: dict[Any, Any]) -> dict[Any, Any]:
         """Take the result that is shown for the photo: something else may be wrong with it."""
-        fields = self._settings
-        chosen = {fields.photo: given[self._outputs.download], fields.source: DEGRADED}
+        fields, path = self._settings, given[self._outputs.download]
+        if path is None or not Path(path).is_file():
+            raise one_sentence(
+                BadRequest(f"Results are kept for {KEPT_HOURS} hours only: restore it again.")
+            )
+        chosen = {fields.photo: path, fields.source: DEGRADED}
         gr.Info("The result is the photo now. Say what else is wrong with it.")
-        return {**chosen, **self.noise({**given, **chosen})}
+        return {**chosen, **self.noise({**given, **chosen, self._tools.noise_given: None})}
 
     def reuse(self, path: str) -> dict[Any, Any]:
         """Fill the fields in with the settings that an earlier result carries."""

@@ -82,7 +82,7 @@ def test_measurements_as_noisy_as_expected_are_encoded_as_they_are(prior: Latent
 
 
 @pytest.mark.parametrize(
-    ("std", "quality", "gain"), [(3.0, 15, 0.2), (3.0, 30, 0.7), (1.5, 15, 0.0), (1.5, 30, 0.4)]
+    ("std", "quality", "gain"), [(3.0, 15, 0.2), (3.0, 30, 0.7), (1.5, 15, 0.0)]
 )
 def test_a_blurred_photo_may_be_a_jpeg_file_of_low_quality(
     prior: LatentPrior, std: float, quality: int, gain: float
@@ -98,9 +98,8 @@ def test_a_blurred_photo_may_be_a_jpeg_file_of_low_quality(
     assert "JPEG compression was found" in told
 
 
-@pytest.mark.parametrize("std", [2.0, 3.0])
-def test_a_blurred_photo_may_be_noisy(prior: LatentPrior, std: float) -> None:
-    clean = photo()
+def test_a_blurred_photo_may_be_noisy(prior: LatentPrior) -> None:
+    clean, std = photo(), 3.0
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
     came = (blurred(clean, std) + 0.1 * noise).clamp(-1, 1)
     *_, result = Restorer(prior).restore(RestorationRequest("gaussian_blur", came, preset="quick"))

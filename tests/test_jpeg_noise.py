@@ -15,7 +15,7 @@ def _off(clean: Tensor, stored: Tensor) -> float:
     return off[..., :LOW, :LOW].square().mean().sqrt().item() / 255
 
 
-@pytest.mark.parametrize("quality", [10, 15, 30, 60, 85])
+@pytest.mark.parametrize("quality", [10, 30, 85])
 @pytest.mark.parametrize("std", [1.5, 3.0])
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_what_a_file_of_a_blurred_photo_is_off_by(

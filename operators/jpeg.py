@@ -126,9 +126,10 @@ class Jpeg(PixelOperator):
 
 
 def luma_coefficients(images: Tensor) -> Tensor:
-    """The cosine transform of the 8x8 blocks of the luma of images, (B, 1, H / 8, W / 8, 8, 8)."""
+    """The cosine transform of the whole 8x8 blocks of luma, (B, 1, H // 8, W // 8, 8, 8)."""
+    height, width = (side // 8 for side in images.shape[-2:])
     luma, _ = _parts(_to_ycc(images))
-    return to_coefficients(luma)
+    return to_coefficients(luma)[..., :height, :width, :, :]
 
 
 def _to_ycc(images: Tensor) -> Tensor:

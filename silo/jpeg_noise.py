@@ -30,9 +30,7 @@ def estimate_jpeg_noise(picture: Tensor) -> float:
     if compression is None:
         return 0.0
     upright = middle(torch.rot90(picture, -compression.turns, (-2, -1))).double()
-    height, width = (side // 8 * 8 for side in upright.shape[-2:])
-    coefficients = luma_coefficients(upright[..., :height, :width])
-    blocks = coefficients[..., : height // 8, : width // 8, :LOW, :LOW].flatten(0, -3)
+    blocks = luma_coefficients(upright)[..., :LOW, :LOW].flatten(0, -3)
     step = Jpeg(compression.quality).luma_steps.to(blocks)[:LOW, :LOW]
     kept = (blocks.abs() > step / 2).to(blocks).mean(dim=0)
     energy = kept * step.square() / 12 + _energy_lost(kept.clamp(max=MOST_KEPT), step / 2)

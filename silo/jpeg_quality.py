@@ -58,13 +58,10 @@ def find_compression(picture: Tensor) -> Compression | None:
 
 def _find_quality(picture: Tensor) -> tuple[int, float]:
     """The quality of an upright picture, and the share of what tells it that fits it."""
-    height, width = (side // 8 * 8 for side in picture.shape[-2:])
-    if min(height, width) == 0:
+    if min(picture.shape[-2:]) < 8:
         return 0, 0.0
-    picture = picture[..., :height, :width]
     clipped = F.max_pool2d(picture.abs().amax(dim=1, keepdim=True), 8) > LARGEST
-    coefficients = luma_coefficients(picture)[..., : height // 8, : width // 8, :, :]
-    coefficients = coefficients[~clipped].flatten(1)
+    coefficients = luma_coefficients(picture)[~clipped].flatten(1)
     coefficients = coefficients[:: -(-len(coefficients) // BLOCKS) or 1]
     told = coefficients.abs() > 2 * MOST_ROUNDING  # what was rounded to zero fits all steps
     told[:, 0] = False  # the mean of a flat picture may fit any

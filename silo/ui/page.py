@@ -84,9 +84,7 @@ def _wire_preparation(
         **LAST,
         **QUIET,
     )
-    shown.further.click(
-        preparing.go_on, {*damage, tools.noise_given, shown.download}, taken, **LAST, **QUIET
-    )
+    shown.further.click(preparing.go_on, {*damage, shown.download}, taken, **LAST, **QUIET)
     changed = gr.on(
         [fields.photo.change, fields.task.change, fields.source.change, fields.operator.input],
         preparing.show,

@@ -141,18 +141,26 @@ class Restorer:
         self._chosen = operator
         self._operators: dict[str, LatentOperator] = {}
 
-    def restore(self, request: RestorationRequest) -> Iterator[Progress | Finishing | Result]:
+    def restore(
+        self, request: RestorationRequest, measured: Measured | None = None
+    ) -> Iterator[Progress | Finishing | Result]:
         """Yield a `Progress` after every step, a `Finishing` a sample, and the `Result` at the end.
 
         Closing the iterator stops the restoration and frees its memory. What the device's memory
         is too small for is done again in less of it (`silo.memory`): `Progress` may then go back,
         and the result's notices say what was changed.
 
+        Args:
+            request: what to restore, and how.
+            measured: what `take_measurement` made of it for this prior, if that was done already.
+
         Raises:
             SiloError, OperatorError: as named, with what to do.
         """
         started, before = time.perf_counter(), _calls(self.prior)
-        problem, measured = self._problem(request)
+        if measured is None:
+            measured = take_measurement(request, self.prior)
+        problem = self._problem(request, measured)
         sample = partial(self._sample, request, problem, measured, started)
         differentiates = SAMPLERS[request.effective_sampler].differentiates
         rungs = DIFFERENTIATING if differentiates else EVALUATING
@@ -242,17 +250,16 @@ class Restorer:
         return weights_fingerprints(self.prior, place)
 
     @torch.no_grad()
-    def _problem(self, request: RestorationRequest) -> tuple[Problem, Measured]:
+    def _problem(self, request: RestorationRequest, measured: Measured) -> Problem:
         """What the sampler is given: the measurement, encoded, with the networks and the prompt."""
         prior, device = self.prior, self.prior.device
         needs_operator = SAMPLERS[request.effective_sampler].needs_operator
         operator = self._operator(request.task).to(device) if needs_operator else None
-        measured = take_measurement(request, prior)
         to_encode = measured.to_encode.to(device)
         words = request.prompt, request.negative_prompt, request.guidance_scale
         prompt = within_memory(prior, (OFFLOADING,), lambda: prior.embed(*words))
         latent = _encode(prior, to_encode)
-        problem = Problem(
+        return Problem(
             prior=prior,
             operator=operator,
             degradation=measured.degradation,
@@ -262,7 +269,6 @@ class Restorer:
             noise_sigma=request.effective_noise_sigma,
             prompt=prompt,
         )
-        return problem, measured
 
     def _sample(
         self,

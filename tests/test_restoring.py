@@ -10,7 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from silo import measured as measuring
 from silo.devices import pick_device
+from silo.measured import take_measurement
 from silo.prior import LatentPrior
 from silo.prior_files import EMBEDDED_NAME
 from silo.request import RestorationRequest
@@ -60,7 +62,8 @@ def test_previews_come_often_and_cost_little(
         def restorer(self, *_: object) -> "Steps":
             return self
 
-        def restore(self, _: RestorationRequest) -> Iterator[Event]:
+        def restore(self, *given: object) -> Iterator[Event]:
+            assert given == (request, measured)
             assert placed == [pick_device()]  # before anything is computed
             for _index in range(1000):
                 clock[0] += step
@@ -68,7 +71,8 @@ def test_previews_come_often_and_cost_little(
 
     monkeypatch.setattr(restoring.time, "monotonic", lambda: clock[0])
     request = RestorationRequest("gaussian_blur", torch.zeros(1, 3, 8, 8))
-    frames = list(handlers(Page(), Steps()).frames(request, None, None))
+    measured = take_measurement(request, LatentPrior.load(EMBEDDED_NAME))
+    frames = list(handlers(Page(), Steps()).frames(request, measured, None, None))
     assert all(isinstance(frame, Frame) for frame in frames)
     shown = sum(frame.picture is not None for frame in frames if isinstance(frame, Frame))
     assert frames[0].picture is not None  # pyright: ignore[reportAttributeAccessIssue]
@@ -118,3 +122,22 @@ def test_what_does_not_fit_is_told_in_the_words_of_the_page(
     monkeypatch.setattr("silo.restorer.Restorer.reads_features", lambda *_: True)
     features = told(filled_in(page, photo, "gaussian_blur", DEGRADED))
     assert "choose Balanced or Paper" in features
+
+
+def test_a_photo_is_measured_once(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is found of a photo takes as long as some steps do."""
+    looked_at = []
+    match = measuring.match
+
+    def look(picture: torch.Tensor, *given: Any, **named: Any) -> Any:
+        looked_at.append(picture.shape)
+        return match(picture, *given, **named)
+
+    monkeypatch.setattr(measuring, "match", look)
+    prior = LatentPrior.load(EMBEDDED_NAME)
+    page = Page(lambda _: prior)
+    given = filled_in(page, photo, "gaussian_blur", DEGRADED, steps=2)
+    given |= {page.outputs.clicks: 1}
+    *_, finished, _ = handlers(page, page.models).restore(given, gr.Request(session_hash="one"))
+    assert "Done." in finished[page.outputs.status]
+    assert looked_at == [(1, 3, 64, 64)]

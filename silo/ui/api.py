@@ -135,11 +135,11 @@ def _endpoint(restoring: Restoring, models: Models, component: gr.File) -> Calla
                 seed=seed,
                 keep_known=keep_known,
             )
-            run = planned(request, restorer)
+            run, measured = planned(request, restorer)
         except (SiloError, OperatorError) as error:
             raise one_sentence(error) from error
         with restoring.runs.begin(visit.session_hash or "", run):
-            for event in restoring.frames(request, prior, operator):
+            for event in restoring.frames(request, measured, prior, operator):
                 if isinstance(event, Result):
                     folder = new_folder(cache_folder(component))
                     files = save_samples(event.image_by_image(), event.parameters, folder)

@@ -1,6 +1,7 @@
 """Restore and Stop: from the fields to a request, from its steps to what the page shows."""
 
 import html
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -18,7 +19,7 @@ from silo.caption import Captioner
 from silo.decoding import read_header
 from silo.devices import pick_device
 from silo.errors import BadRequest, SiloError
-from silo.measured import LARGEST_SIDE_RATIO, take_measurement
+from silo.measured import Measured, take_measurement
 from silo.request import PRESETS, RestorationRequest, comes_blurred
 from silo.restorer import Finishing, Restorer, Result
 from silo.ui.cache import KEPT_HOURS
@@ -42,26 +43,26 @@ GPU_STEP_SECONDS, GPU_STEP_SIDE, GPU_OTHER_SECONDS = 0.2, 512, 20
 GPU_FINISHING_SECONDS, FINISHED_SLOWLY = 6, ("gaussian_blur", "motion_blur")
 
 
-def gpu_seconds(request: RestorationRequest, prior: str | None, operator: str | None) -> int:
+def gpu_seconds(
+    request: RestorationRequest, measured: Measured, prior: str | None, operator: str | None
+) -> int:
     """Return the seconds to ask of ZeroGPU; guidance and large pictures take more of them."""
-    scale = 1 if request.simulate else request.effective_degradation.operator().downscale
-    height, width = (scale * side for side in request.image.shape[2:])
-    area = min(max(height * width / GPU_STEP_SIDE**2, 1), LARGEST_SIDE_RATIO**2)
+    area = max(math.prod(measured.fit.working) / GPU_STEP_SIDE**2, 1)
     evaluations = request.effective_steps * request.samples * (1 + (request.guidance_scale > 1))
     slow = request.effective_degradation.kind in FINISHED_SLOWLY
     finishing = GPU_FINISHING_SECONDS * request.samples if slow else 0
     return round(GPU_OTHER_SECONDS + (GPU_STEP_SECONDS * evaluations + finishing) * area)
 
 
-def planned(request: RestorationRequest, restorer: Restorer) -> Run:
-    """Return the run of a request, not begun.
+def planned(request: RestorationRequest, restorer: Restorer) -> tuple[Run, Measured]:
+    """Return the run of a request, not begun, and what it restores from.
 
     Raises:
         SiloError, OperatorError: the request cannot be carried out.
     """
     parameters = restorer.parameters(request)
-    before = take_measurement(request, restorer.prior).output_size
-    return Run(parameters, before, request.effective_steps)
+    measured = take_measurement(request, restorer.prior)  # before a GPU is asked for
+    return Run(parameters, measured.output_size, request.effective_steps), measured
 
 
 class Restoring:
@@ -88,14 +89,17 @@ class Restoring:
 
         @spaces.GPU(duration=gpu_seconds)
         def frames(
-            request: RestorationRequest, prior: str | None, operator: str | None
+            request: RestorationRequest,
+            measured: Measured,
+            prior: str | None,
+            operator: str | None,
         ) -> Iterator[Frame | Result]:
             captioner_factory().release_under_pressure()
             picture_due = 0.0
             try:
                 restorer = models.restorer(prior, operator)
                 restorer.prior.to(pick_device())  # which it waits for on ZeroGPU, see load_prior
-                for event in restorer.restore(request):
+                for event in restorer.restore(request, measured):
                     if isinstance(event, Result):
                         yield event
                         continue
@@ -123,7 +127,7 @@ class Restoring:
             chosen = given[self._settings.prior], given[self._settings.operator]
             restorer = self._models.restorer(*chosen)
             request = self._read(given, restorer)
-            run = planned(request, restorer)
+            run, measured = planned(request, restorer)
         except (SiloError, OperatorError) as error:
             raise one_sentence(error) from error
         visitor, run.subject = visit.session_hash or "", self._settings.subject(given)
@@ -138,7 +142,7 @@ class Restoring:
             }
             sampled, finishing = 0.0, 0.0  # after how many seconds; since when
             try:
-                for event in self.frames(request, *chosen):
+                for event in self.frames(request, measured, *chosen):
                     if isinstance(event, Result):
                         finished = self._finished(event, request)
                         finished[outputs.status] += self._of_which(visitor, run)

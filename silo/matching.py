@@ -127,7 +127,8 @@ def match(
     if expected.kind == "gaussian_blur":
         return _match_blur(photo, place, expected, least_side, blur_std)
     if expected.kind == "motion_blur":
-        return _match_shake(photo, place, expected).allowing_for(estimate_jpeg_noise(photo))
+        jpeg_noise = estimate_jpeg_noise(photo)
+        return _match_shake(photo, place, expected, jpeg_noise).allowing_for(jpeg_noise)
     picture, fit = place(photo, None)
     if expected.kind == "jpeg":
         return _match_quality(photo, picture, fit, expected)
@@ -137,13 +138,13 @@ def match(
     return Matched(picture, fit, expected, as_it_came=as_it_came)
 
 
-def _match_shake(photo: Tensor, place: Place, expected: Degradation) -> Matched:
+def _match_shake(photo: Tensor, place: Place, expected: Degradation, jpeg_noise: float) -> Matched:
     picture, fit = place(photo, None)
     blur, shake = expected.operator(), estimate_shake(photo)
     assert isinstance(blur, MotionBlur)
-    line = None if shake is None else _line(shake)
-    if shake is None or (line is not None and has_unexplained(photo, line)):
+    if shake is None or not may_be_shaken(photo, shake, jpeg_noise):
         return Matched(picture, fit, expected, found=NO_SHAKE.format(blur.length, blur.angle))
+    line = _line(shake)
     came = None if line is None else _described(expected, line)
     turn = (blur.angle - shake.angle + 90) % 180 - 90
     found = SHAKE.format(shake.length, round(shake.angle) % 180)
@@ -162,6 +163,15 @@ def _match_shake(photo: Tensor, place: Place, expected: Degradation) -> Matched:
         found,
         as_it_came=came,
     )
+
+
+def may_be_shaken(photo: Tensor, shake: Shake, jpeg_noise: float) -> bool:
+    """Whether a photo (1, 3, H, W) has no detail that a shake would have taken from it.
+
+    `jpeg_noise` is what `estimate_jpeg_noise` found of it.
+    """
+    line = _line(shake)
+    return line is None or not has_unexplained(photo, line, jpeg_noise)
 
 
 def _line(shake: Shake) -> MotionBlur | None:
@@ -244,7 +254,7 @@ def _match_blur(
     assert isinstance(blur, GaussianBlur)
     std, is_untold = told, False
     if told is None and blur.kernel_size >= LEAST_KERNEL_STDS * blur.std:
-        std = _find_blur(photo)
+        std = find_blur(photo)
         is_untold = std is None
     is_found = told is None and std is not None
     is_same = is_found and std is not None and _is_same(std * fit.scale / blur.std)
@@ -277,12 +287,16 @@ def _match_blur(
     return matched.allowing_for(estimate_jpeg_noise(photo))
 
 
-def _find_blur(photo: Tensor) -> float | None:
-    """The std of a photo's blur in its pixels, where it can be told; a strong one once scaled."""
+def find_blur(photo: Tensor) -> float | None:
+    """The std of a photo's blur in its pixels, where it can be told; a strong one once scaled.
+
+    Args:
+        photo: (1, 3, H, W) in [-1, 1].
+    """
     std = estimate_blur(photo)
     if std is None or std < LARGEST_FOUND or min(photo.shape[-2:]) < 2 * LEAST_SIDE:
         return std
-    scaled = _find_blur(F.interpolate(photo, scale_factor=0.5, mode="bicubic", antialias=True))
+    scaled = find_blur(F.interpolate(photo, scale_factor=0.5, mode="bicubic", antialias=True))
     return std if scaled is None else 2 * scaled
 
 

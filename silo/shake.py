@@ -1,7 +1,7 @@
 """How a photo was shaken, along a straight line, estimated from the photo alone."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -24,10 +24,12 @@ class Shake:
     Attributes:
         length: in pixels.
         angle: in degrees, from 0 to 180, counter-clockwise from the rightward axis.
+        depth: how many times as deep its pit in the cepstrum is as others commonly are.
     """
 
     length: float
     angle: float
+    depth: float
 
 
 def estimate_shake(picture: Tensor) -> Shake | None:
@@ -48,7 +50,7 @@ def estimate_shake(picture: Tensor) -> Shake | None:
     if found is None and min(picture.shape[-2:]) >= 2 * TILE:
         smaller = F.interpolate(picture, scale_factor=0.5, mode="bicubic", antialias=True)
         found = estimate_shake(smaller)
-        found = None if found is None else Shake(2 * found.length, found.angle)
+        found = None if found is None else replace(found, length=2 * found.length)
     return found
 
 
@@ -98,7 +100,8 @@ def _deepest(cepstrum: Tensor | None) -> Shake | None:
     shift = torch.arange(-1, 2, dtype=depth.dtype)
     down = row - half + float((around.sum(dim=1) * shift).sum() / around.sum())
     right = column - half + float((around.sum(dim=0) * shift).sum() / around.sum())
-    return Shake(math.hypot(down, right), math.degrees(math.atan2(-down, right)) % 180)
+    angle = math.degrees(math.atan2(-down, right)) % 180
+    return Shake(math.hypot(down, right), angle, float(pits.flatten()[place]))
 
 
 def _ring_means(values: Tensor, distance: Tensor) -> Tensor:

@@ -1,11 +1,13 @@
 """Noise that an operator does not expect is taken from what it is shown."""
 
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
+from operators.blur import MotionBlur
 from operators.degradation import Degradation
 from operators.pixel_operator import PixelOperator
 from silo.measured import take_measurement
@@ -96,6 +98,20 @@ def test_a_blurred_photo_may_be_a_jpeg_file_of_low_quality(
     assert after > before + gain
     (told,) = result.notices
     assert "JPEG compression was found" in told
+
+
+@pytest.mark.parametrize(("quality", "gain"), [(15, 1.0), (30, 4.0)])
+def test_a_shaken_photo_may_be_a_jpeg_file_of_low_quality(
+    prior: LatentPrior, quality: int, gain: float
+) -> None:
+    clean = photo()
+    came = as_jpeg(MotionBlur(length=21, angle=0).forward(clean), quality)
+    *_, result = Restorer(prior).restore(RestorationRequest("motion_blur", came, preset="quick"))
+    assert isinstance(result, Result)
+    before, after = psnr(came, clean).item(), psnr(result.images, clean).item()
+    print(f"shaken, quality {quality}: {before:.2f} dB before, {after:.2f} dB after")
+    assert after > before + gain
+    assert re.search(r"A shake of 2\d pixels at 0 degrees", " ".join(result.notices))
 
 
 def test_a_blurred_photo_may_be_noisy(prior: LatentPrior) -> None:

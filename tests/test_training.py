@@ -3,7 +3,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -194,15 +194,28 @@ def folder(tmp_path: Path) -> Path:
     return data
 
 
+@dataclass(frozen=True)
+class _SmallAutoencoderBatches(AutoencoderTraining):
+    batch: int = 2
+    crop: int = 64
+
+
+@dataclass(frozen=True)
+class _SmallDenoiserBatches(DenoiserTraining):
+    batch: int = 2
+
+
 @pytest.fixture
-def short_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a training will take is told after two steps of each stage in place of six."""
+def small_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The networks of a prior in small batches, and its time told after two steps for six."""
     monkeypatch.setattr(training_cost, "FEW", 1)
     monkeypatch.setattr(training_cost, "MORE", 2)
+    monkeypatch.setattr("silo.train_prior.AutoencoderTraining", _SmallAutoencoderBatches)
+    monkeypatch.setattr("silo.train_prior.DenoiserTraining", _SmallDenoiserBatches)
 
 
 def test_train_prior_makes_a_prior_and_train_operator_an_operator_for_it(
-    folder: Path, tmp_path: Path, short_estimate: None
+    folder: Path, tmp_path: Path, small_training: None
 ) -> None:
     output = tmp_path / "prior"
     steps = ["--autoencoder_steps", "2", "--denoiser_steps", "2", "--decoder_steps", "2"]
@@ -239,7 +252,7 @@ def test_a_prior_can_begin_with_another_one() -> None:
 
 
 def test_a_prior_keeps_what_is_trained_for_no_steps_from_the_one_it_begins_with(
-    folder: Path, tmp_path: Path, short_estimate: None
+    folder: Path, tmp_path: Path, small_training: None
 ) -> None:
     output = tmp_path / "prior"
     arguments = ["--train_data_dir", str(folder), "--output_dir", str(output)]

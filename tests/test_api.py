@@ -27,6 +27,8 @@ from PIL import Image
 from silo.__main__ import main
 from silo.decoding import MAX_FILE_BYTES
 from silo.images import load_image, read_parameters, save_png
+from tests.photos import blurred
+from tests.photos import photo as skimage_photo
 from tests.served_app import App, connect, own_operator
 
 SETTINGS = {"task": "super_resolution_x4", "simulate": True, "steps": 2, "seed": 5}
@@ -87,6 +89,19 @@ def test_prior_operator_and_what_is_kept_are_the_programs_choice(
     _, used = client.predict(photo=handle_file(photo), **settings, **chosen, api_name="/restore")
     assert used["operator"]["name"] == "trained/inpainting_box"
     assert (used["prior"]["name"], used["keep_known"]) == ("tiny", False)
+
+
+def test_what_is_wrong_is_found_unless_it_is_said(client: Client, tmp_path: Path) -> None:
+    given = {"steps": 2, "api_name": "/restore"}
+    sharp, blurry = tmp_path / "sharp.png", tmp_path / "blurry.png"
+    save_png(sharp, skimage_photo("coffee"))
+    save_png(blurry, blurred(skimage_photo("coffee"), 2))
+    _, used = client.predict(photo=handle_file(blurry), **given)
+    assert (used["task"], used["simulate"]) == ("gaussian_blur", False)
+    with pytest.raises(AppError, match="say what is wrong with it"):
+        client.predict(photo=handle_file(sharp), **given)
+    with pytest.raises(AppError, match="task is missing"):
+        client.predict(photo=handle_file(sharp), simulate=True, **given)
 
 
 def test_a_task_of_ones_own_goes_with_its_operator(app: App, client: Client, photo: Path) -> None:

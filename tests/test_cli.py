@@ -16,6 +16,7 @@ from silo.masks import load_mask
 from silo.measured import take_measurement
 from silo.prior import LatentPrior
 from silo.request import RestorationRequest
+from tests.photos import as_jpeg, blurred, photo
 
 ROOT = Path(__file__).parent.parent
 
@@ -299,7 +300,6 @@ def test_help_is_quick_to_import_and_unknown_commands_are_named() -> None:
             ["restore", "a.png", "--task", "gaussian_blur", "--sampler", "no"],
             "--sampler.*silo-fast",
         ),
-        (["restore", "a.png"], "required: --task"),
         (["operators", "pull"], "required: ORG/NAME"),
     ],
 )
@@ -308,6 +308,28 @@ def test_wrong_options_are_told_in_one_line(arguments: list[str], told: str, cap
         main(arguments)
     (line,) = capsys.readouterr().err.splitlines()
     assert stop.value.code == 2 and re.search(told, line) and "--help" in line
+
+
+def test_what_is_wrong_is_found_unless_it_is_said(tmp_path: Path, capsys) -> None:
+    folder, out = tmp_path / "photos", tmp_path / "out"
+    folder.mkdir()
+    clean = photo("coffee")
+    for name, picture in (("blurry", blurred(clean, 2)), ("old", as_jpeg(clean, 10))):
+        save_png(folder / f"{name}.png", picture)
+    save_png(folder / "sharp.png", clean)
+    given = ["restore", str(folder), "--preset", "quick", "--steps", "1", "--out", str(out)]
+    assert main(given) == 1
+    told = capsys.readouterr().err
+    for name, task in (("blurry", "gaussian_blur"), ("old", "jpeg_q10")):
+        parameters = read_parameters(out / f"{name}_restored.png")
+        assert parameters is not None and parameters["task"] == task
+        assert f"{name}.png is restored as {task}" in told
+    assert "1 of 3 pictures failed" in told and "say what is wrong with it" in told
+    assert main([*given, "--sampler", "psld"]) == 2
+    assert "jpeg_q10 is not" in capsys.readouterr().err
+    for option in (["--simulate"], ["--mask", "m.png"], ["--operator", "x"], ["--blur-std", "0"]):
+        assert main(["restore", str(folder), *option]) == 2
+        assert f"--task is missing, without which {option[0]}" in capsys.readouterr().err
 
 
 def test_results_are_png_files(photos: Path, tmp_path: Path, capsys) -> None:

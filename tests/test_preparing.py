@@ -21,6 +21,7 @@ from silo.ui.inputs import CLEAN, DEGRADED
 from silo.ui.models import AUTOMATIC, Added
 from silo.ui.results import save_all
 from tests.page_fields import Page
+from tests.photos import blurred, photo
 
 PROCESS = Path("/proc/self")
 VISIT = gr.Request(session_hash="visitor")
@@ -188,9 +189,41 @@ def test_a_sharp_photo_that_is_called_blurry_is_told_before_it_is_restored(
         assert shown[asked]["visible"]
         assert ("hardly looks blurred" in shown[status]) == (name == "sharp")
         assert ("be degraded first" in shown[status]) == (name == "sharp")
+        shown = page.preparing.show(page.given(path, "jpeg_q10", DEGRADED), VISIT)
+        assert ("another choice: My photo is blurry" in shown[status]) == (name == "blurry")
         for task, source in (("gaussian_blur", CLEAN), ("super_resolution_x4", DEGRADED)):
             shown = page.preparing.show(page.given(path, task, source), VISIT)
-            assert not shown[asked]["visible"] and shown[status] == ""
+            assert not shown[asked]["visible"]
+            other = "My photo is blurry" if (name, source) == ("blurry", DEGRADED) else ""
+            assert other in shown[status] and bool(other) == bool(shown[status])
+
+
+def test_what_is_wrong_with_a_photo_is_found_out(
+    page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(gr, "Info", told.append)
+    fields, path = page.settings, tmp_path / "photo.png"
+    clean = photo("coffee")
+    for picture, task, title in (
+        (clean + 0.1 * torch.randn_like(clean), "denoising", "My photo is noisy"),
+        (blurred(clean, 3), "gaussian_blur", "My photo is blurry"),
+    ):
+        save_png(path, picture)
+        chosen = page.preparing.find_out(page.given(path, "inpainting_box", CLEAN))
+        assert (chosen[fields.task], chosen[fields.source]) == (task, DEGRADED)
+        assert title in told.pop()
+        assert (chosen[fields.noise_sigma] == pytest.approx(0.05, abs=0.01)) == (
+            task == "denoising"
+        )
+    with pytest.raises(gr.Error, match="no operator|lack one"):  # of this prior
+        save_png(path, clean + 0.1 * torch.randn_like(clean))
+        page.preparing.find_out(page.given(path, "gaussian_blur", DEGRADED, prior="sd15"))
+    save_png(path, clean)
+    for unfound, why in ((path, "say what is wrong with it"), (None, "Choose a photo")):
+        with pytest.raises(gr.Error, match=why):
+            page.preparing.find_out(page.given(unfound, "gaussian_blur", DEGRADED))
+    assert told == []
 
 
 def test_a_photo_that_is_shown_smaller_is_not_doubted_by_what_is_shown(

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
 
 from operators.catalog import TASKS
@@ -19,7 +20,8 @@ from silo.caption import Captioner
 from silo.command_line import CommandParser
 from silo.decoding import SUFFIXES
 from silo.devices import DTYPES, peak_memory, pick_device, pick_dtype
-from silo.errors import BadImage, BadMask, BadRequest, CannotSave, OutOfMemory
+from silo.diagnosis import diagnose
+from silo.errors import BadImage, BadMask, BadRequest, CannotSave, NothingFound, OutOfMemory
 from silo.images import load_image, read_parameters, require_png, save_png, to_pil
 from silo.lpips import find_weights
 from silo.masks import load_mask
@@ -31,14 +33,18 @@ from silo.restorer import Finishing, Progress, Restorer, Result
 from silo.samplers import SAMPLERS
 
 # What can be wrong with one picture of many; anything else is wrong with the call.
-PICTURE_ERRORS = (BadImage, BadMask, CannotSave, OutOfMemory)
+PICTURE_ERRORS = (BadImage, BadMask, CannotSave, NothingFound, OutOfMemory)
+# What is for damage that is named.
+FOR_A_TASK = ("simulate", "degradation", "operator", "mask", "blur_std")
 
 
 def main(argv: list[str]) -> int:
     """Restore; returns 0, or 1 when some of several pictures failed."""
     arguments = _parser().parse_args(argv)
     sampler = arguments.sampler or PRESETS[arguments.preset].sampler
-    if arguments.task in TASKS:  # one of the user's own is known once its operator is loaded
+    if arguments.task == "":
+        _check_unnamed(arguments)
+    elif arguments.task in TASKS:  # one of the user's own is known once its operator is loaded
         check_task(arguments.task, sampler)
     if arguments.operator is not None and not SAMPLERS[sampler].needs_operator:
         raise BadRequest(f"{sampler} uses no latent operator: leave --operator out.")
@@ -60,7 +66,7 @@ def main(argv: list[str]) -> int:
         trained_for = restorer.task(arguments.task).degradation
         if dict(degradation.parameters) != dict(trained_for.parameters):
             _say(f"{arguments.degradation} is not what the operator was trained for.")
-    elif arguments.task not in TASKS:
+    elif arguments.task not in ("", *TASKS):
         degradation = restorer.task(arguments.task).degradation
     mask = mask_sha256 = None
     if arguments.mask is not None:
@@ -70,8 +76,9 @@ def main(argv: list[str]) -> int:
     for index, (picture, output) in enumerate(zip(pictures, outputs, strict=True)):
         try:
             loaded = load_image(picture)
+            task = arguments.task or _found(picture, loaded.pixels)
             request = RestorationRequest(
-                task=arguments.task,
+                task=task,
                 image=loaded.pixels,
                 simulate=arguments.simulate,
                 degradation=degradation,
@@ -104,6 +111,23 @@ def main(argv: list[str]) -> int:
         for failure in failures:
             _say(f"  {failure}")
     return 1 if failures else 0
+
+
+def _check_unnamed(arguments: argparse.Namespace) -> None:
+    for name in FOR_A_TASK:
+        value = getattr(arguments, name)
+        if value is not None and value is not False:
+            option = "--" + name.replace("_", "-")
+            raise BadRequest(f"--task is missing, without which {option} has no use: name it.")
+
+
+def _found(picture: Path, photo: Tensor) -> str:
+    """The task for a photo by what it shows, which is told."""
+    task = diagnose(photo)
+    if task is None:
+        raise NothingFound
+    _say(f"{picture.name} is restored as {task}, by what it shows.")
+    return task
 
 
 def find_pictures(inputs: Iterable[Path]) -> list[Path]:
@@ -266,8 +290,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help="pictures or folders")
     parser.add_argument(
         "--task",
-        required=True,
-        help=f"{', '.join(TASKS)}, or what --operator was trained for",
+        default="",
+        help=f"{', '.join(TASKS)}, or what --operator was trained for; without: blur, shake, JPEG "
+        "compression, noise or a small size, whichever INPUT shows",
     )
     parser.add_argument("--out", type=Path, help="a .png file for one picture, else a folder")
     parser.add_argument(

@@ -4,12 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
+from torch import Tensor
 
 from operators.catalog import shelf
 from operators.errors import OperatorError
 from silo import images, masks
 from silo.decoding import SUFFIXES
-from silo.errors import BadRequest, SiloError
+from silo.diagnosis import diagnose
+from silo.errors import BadRequest, NothingFound, SiloError
 from silo.request import PRESETS, RestorationRequest
 from silo.restorer import Result
 from silo.ui.errors import one_sentence
@@ -29,7 +31,10 @@ def add(restoring: Restoring, models: Models) -> None:
         inputs = [
             photo,
             gr.Dropdown(
-                sorted({entry.task for entry in shelf()}), label="task", allow_custom_value=True
+                ["", *sorted({entry.task for entry in shelf()})],
+                value="",
+                label="task",
+                allow_custom_value=True,
             ),
             gr.Checkbox(False, label="simulate"),
             mask,
@@ -63,7 +68,7 @@ def _endpoint(restoring: Restoring, models: Models, component: gr.File) -> Calla
     def restore(
         visit: gr.Request,
         photo: str | None,
-        task: str,
+        task: str = "",
         simulate: bool = False,
         mask: str | None = None,
         preset: str = "quick",
@@ -85,7 +90,7 @@ def _endpoint(restoring: Restoring, models: Models, component: gr.File) -> Calla
         Args:
             visit: whose request it is; gradio fills it in.
             photo: picture of at most 20 MB; over MCP, a public link to it or a data: URI.
-            task: what degraded it, such as gaussian_blur; or one's own, with its operator.
+            task: such as gaussian_blur, or one's own with its operator; empty: what is found.
             simulate: the photo is clean: degrade it first, then restore it.
             mask: for inpainting tasks, a picture of the photo's size, white where to fill in.
             preset: quick (silo-fast, 16 steps), balanced (silo, 100) or paper (silo, 1000).
@@ -111,12 +116,14 @@ def _endpoint(restoring: Restoring, models: Models, component: gr.File) -> Calla
                 raise BadRequest("photo is missing: send a picture file.")
             _check_offered("prior", prior, models.priors())
             _check_offered("operator", operator, models.operators())
+            loaded = images.load_image(photo)
+            if task == "":
+                task = _found(loaded.pixels, simulate)
             models.check(task, prior, operator)
             restorer = models.restorer(prior, operator)  # before a GPU is asked for
             described = models.task(task, prior, operator)
             if simulate:
                 check_simulated(described)
-            loaded = images.load_image(photo)
             request = RestorationRequest(
                 task=task,
                 image=loaded.pixels,
@@ -149,6 +156,16 @@ def _endpoint(restoring: Restoring, models: Models, component: gr.File) -> Calla
         raise gr.Error("The restoration ended without a result.")
 
     return restore
+
+
+def _found(photo: Tensor, simulate: bool) -> str:
+    """Return the task for a photo by what it shows."""
+    if simulate:
+        raise BadRequest("task is missing: say what the photo is to be degraded by.")
+    task = diagnose(photo)
+    if task is None:
+        raise NothingFound
+    return task
 
 
 def _check_offered(what: str, name: str, choices: list[Choice]) -> None:

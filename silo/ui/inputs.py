@@ -77,6 +77,7 @@ class Tools:
     """What fills the settings in: buttons, examples, files.
 
     Attributes:
+        find_out: sets the damage to what the photo shows.
         example: the example that was clicked, and how many clicks there were.
         noise_given: of this visitor: the task and source whose noise level settings used again
             gave, until the next photo; else None.
@@ -84,6 +85,7 @@ class Tools:
 
     examples: list[gr.Button]
     example: gr.Textbox
+    find_out: gr.Button
     painter: gr.Column
     invert: gr.Button
     describe: gr.Button
@@ -108,6 +110,7 @@ def lay_out(models: Models) -> tuple[Settings, Tools]:
         filterable=False,
         elem_id="task",
     )
+    find_out = gr.Button("Find out", size="sm", elem_id="find-out")
     source = gr.Radio(
         [("It is already degraded", DEGRADED), ("Degrade it first (show me)", CLEAN)],
         value=DEGRADED,
@@ -211,7 +214,7 @@ def lay_out(models: Models) -> tuple[Settings, Tools]:
         *(blur_std, prompt, negative_prompt, guidance_scale, samples, seed, prior, operator),
     )
     return settings, Tools(
-        *(examples, example, painter, invert, describe, new_seed, saved),
+        *(examples, example, find_out, painter, invert, describe, new_seed, saved),
         *(offered, operator_id, add_operator, gr.State()),
     )
 

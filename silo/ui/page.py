@@ -84,6 +84,14 @@ def _wire_preparation(
         **LAST,
         **QUIET,
     )
+    tools.find_out.click(
+        preparing.find_out,
+        damage,
+        [fields.task, *taken[1:]],
+        show_progress_on=fields.task,
+        api_visibility="private",
+        **LAST,
+    )
     shown.further.click(preparing.go_on, {*damage, shown.download}, taken, **LAST, **QUIET)
     changed = gr.on(
         [fields.photo.change, fields.task.change, fields.source.change, fields.operator.input],

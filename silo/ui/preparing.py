@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from torch import Tensor
 
-from operators.catalog import Task
+from operators.catalog import TASKS, Task
 from operators.errors import OperatorError
 from silo import images
 from silo.decoding import read_header
-from silo.errors import BadRequest, SiloError
+from silo.diagnosis import diagnose
+from silo.errors import BadRequest, NothingFound, SiloError
 from silo.measured import take_measurement
 from silo.noise import estimate_noise
 from silo.request import PRESETS, RestorationRequest, comes_blurred
@@ -25,10 +27,12 @@ from silo.ui.models import AUTOMATIC, Added, Models, check_simulated, own_degrad
 from silo.ui.outputs import Outputs
 from silo.ui.running import Runs
 from silo.ui.saved_settings import SavedSettings, read_settings
-from silo.ui.wording import paragraphs, task_choices
+from silo.ui.wording import NO_PHOTO, paragraphs, task_choices
 
 PROGRESS = gr.Progress()  # gradio puts one of its own in its place
 NOISE_STEP = 0.005  # of the slider
+SMALL = "super_resolution"
+LOOKS = "What it shows fits another choice: {}."
 SHOW_ME = "To see what a restoration can do, let the photo be degraded first."
 
 
@@ -75,7 +79,7 @@ class Preparing:
                     elif max(shown.size) == max(read_header(given[fields.photo]).size):
                         # Of a photo that is shown smaller, blur, noise and blocks are not seen.
                         doubts = measured.doubts()
-                        notices += [*doubts, SHOW_ME] if doubts else []
+                        notices += [*doubts, *_advice(picture, task, bool(doubts))]
         except (SiloError, OperatorError) as error:
             notices = [str(error)]
         tools = {
@@ -92,6 +96,22 @@ class Preparing:
             outputs.picture: gr.Image(picture, visible=True),
             outputs.status: paragraphs(*notices),
         }
+
+    def find_out(self, given: dict[Any, Any]) -> dict[Any, Any]:
+        """Choose the damage that a photo shows."""
+        fields = self._settings
+        try:
+            if given[fields.photo] is None:
+                raise BadRequest(NO_PHOTO)
+            task = diagnose(images.load_image(given[fields.photo]).pixels)
+            if task is None:
+                raise NothingFound
+            self._models.check(task, given[fields.prior], AUTOMATIC)
+        except (SiloError, OperatorError) as error:
+            raise one_sentence(error) from error
+        gr.Info(f"Chosen by what it shows: {TASKS[task].title}.")
+        chosen = {fields.task: task, fields.source: DEGRADED}
+        return {**chosen, **self.noise({**given, **chosen, self._tools.noise_given: None})}
 
     def noise(self, given: dict[Any, Any]) -> dict[Any, Any]:
         """Suggest a noise level, and leave blur to be estimated.
@@ -319,6 +339,16 @@ class Preparing:
     def _task(self, given: dict[Any, Any]) -> Task:
         fields = self._settings
         return self._models.task(given[fields.task], given[fields.prior], given[fields.operator])
+
+
+def _advice(photo: Tensor, task: Task, doubted: bool) -> list[str]:
+    """Return what else to choose for a photo, in a sentence, if anything."""
+    found = diagnose(photo) if task.name in TASKS else None
+    kind = None if found is None else TASKS[found].degradation.kind
+    # What is small may be damaged in any way, too.
+    if found is None or kind == task.degradation.kind or (kind == SMALL and not doubted):
+        return [SHOW_ME] if doubted else []
+    return [LOOKS.format(TASKS[found].title)]
 
 
 def _preset_of(request: RestorationRequest) -> str:

@@ -31,7 +31,7 @@ from silo.ui.outputs import Outputs, cache_folder
 from silo.ui.results import save_all, save_result
 from silo.ui.running import Run, Runs
 from silo.ui.timing import Timing, Work
-from silo.ui.wording import Frame, paragraphs, preset_choices, stopped, summary
+from silo.ui.wording import NO_PHOTO, Frame, paragraphs, preset_choices, stopped, summary
 
 PICTURE_PERIOD = 0.7  # seconds between two clean estimates on the page, or
 PICTURE_SHARE = 0.1  # of the time, where decoding them takes long
@@ -221,7 +221,7 @@ class Restoring:
     def _read(self, given: dict[Any, Any], restorer: Restorer) -> RestorationRequest:
         fields = self._settings
         if given[fields.photo] is None:
-            raise BadRequest("Choose a photo or an example first.")
+            raise BadRequest(NO_PHOTO)
         if not Path(given[fields.photo]).is_file():
             raise BadRequest(f"Photos are kept for {KEPT_HOURS} hours only: choose it again.")
         self._models.check(given[fields.task], given[fields.prior], given[fields.operator])

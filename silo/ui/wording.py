@@ -15,6 +15,7 @@ from silo.request import PRESETS, RestorationRequest
 from silo.restorer import Finishing, Result
 
 Choice = tuple[str, str]
+NO_PHOTO = "Choose a photo or an example first."
 
 
 def paragraphs(*sentences: str) -> str:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Page, expect
 
 FINISHED = re.compile(r"Done\. Seed \d+")
@@ -54,3 +55,8 @@ def downloaded(page: Page, folder: Path) -> Path:
     saved = folder / download.value.suggested_filename
     download.value.save_as(saved)
     return saved
+
+
+def pixels(path: Path) -> bytes:
+    with Image.open(path) as picture:
+        return picture.convert("RGB").tobytes()

@@ -171,7 +171,7 @@ def test_a_sharp_photo_that_is_called_shaken_is_doubted_and_keeps_its_colours(
     restorer: Restorer,
 ) -> None:
     clean = photo()
-    request = RestorationRequest("motion_blur", clean, preset="quick")
+    request = RestorationRequest("motion_blur", clean, preset="quick", steps=4)
     result = restore(restorer, request)
     assert any("damaged less" in line for line in result.notices)
     (kept,) = restore(restorer, replace(request, keep_known=False)).images
@@ -185,7 +185,7 @@ def test_a_sharp_photo_that_is_called_shaken_is_doubted_and_keeps_its_colours(
 def test_a_jpeg_file_of_any_quality_comes_back_no_worse(restorer: Restorer, quality: int) -> None:
     clean = photo()
     came = as_jpeg(clean, quality)
-    result = restore(restorer, RestorationRequest("jpeg_q10", came, preset="quick"))
+    result = restore(restorer, RestorationRequest("jpeg_q10", came, preset="quick", steps=4))
     before, after = psnr(came, clean).item(), psnr(result.images, clean).item()
     assumed = psnr(Jpeg(10).explain(result.images, came, 0.01), clean).item()
     print(f"quality {quality}: {before:.2f} dB before, {after:.2f} dB after")
@@ -222,7 +222,9 @@ def test_a_large_noisy_photo_is_kept_less_of_at_its_own_size(restorer: Restorer)
     came = blurred(clean, 2) + 0.1 * torch.randn(
         clean.shape, generator=torch.Generator().manual_seed(0)
     )
-    request = RestorationRequest("gaussian_blur", came.clamp(-1, 1), preset="quick", blur_std=2)
+    request = RestorationRequest(
+        "gaussian_blur", came.clamp(-1, 1), preset="quick", steps=4, blur_std=2
+    )
     result = restore(restorer, request)
     original = result.measured.original
     assert original is not None and original.noise_sigma == pytest.approx(0.05, rel=0.2)
@@ -245,7 +247,7 @@ def test_a_caption_on_a_blurred_photo_does_not_ruin_it(restorer: Restorer) -> No
     clean = photo()
     came = blurred(clean, 3)
     came[..., 225:240:3, 20:180] = 1  # lines as thin as letters, near the rim
-    request = RestorationRequest("gaussian_blur", came, preset="quick", blur_std=3)
+    request = RestorationRequest("gaussian_blur", came, preset="quick", steps=4, blur_std=3)
     kept, decoded = (
         restore(restorer, replace(request, keep_known=keep)).images[..., :200, :]
         for keep in (True, False)

@@ -49,7 +49,7 @@ def drag(page: Page, below: int = 0) -> None:
     x, y = middle_of_canvas(page)
     page.mouse.move(x - 40, y + below)
     page.mouse.down()
-    page.mouse.move(x + 40, y + below, steps=10)
+    page.mouse.move(x + 40, y + below, steps=4)
     page.mouse.up()
 
 

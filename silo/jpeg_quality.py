@@ -1,6 +1,6 @@
 """How strongly a photo was compressed as a JPEG file, found from the photo alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,9 @@ LARGEST = 1 - 1e-6  # of a pixel that was not cut off at black or white, which c
 LEAST_SHARE, TIED, CERTAIN = 0.7, 0.02, 0.9
 # Fewer coefficients, or those of gradients, which have few frequencies, tell too little.
 LEAST_TOLD, LEAST_POSITIONS = 40, 4
+# Of a file that was stored again so many coefficients fit the steps of the first time, and so many
+# tell: by chance up to 0.8 of several hundred do, of fewer all. Finer first steps are not told.
+STORED_BEFORE, LEAST_TOLD_BEFORE, LARGEST_CHANCE = 0.9, 200, 0.5
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Compression:
 
 
 def find_compression(picture: Tensor) -> Compression | None:
-    """Find how a picture was stored as a JPEG file.
+    """Find how a picture was stored as a JPEG file; of several times in the same blocks, the worst.
 
     Each coefficient of its blocks' cosine transform was rounded to a multiple of a step. Of the
     qualities whose steps it fits, the lowest is it: finer steps may divide coarser ones.
@@ -46,37 +49,81 @@ def find_compression(picture: Tensor) -> Compression | None:
     Returns:
         None where it shows none of these.
     """
-    best, best_share = None, LEAST_SHARE
+    best, best_share, coefficients = None, LEAST_SHARE, None
     for turns in range(4):
-        quality, share = _find_quality(middle(torch.rot90(picture, -turns, (-2, -1))).float())
+        upright = _coefficients(middle(torch.rot90(picture, -turns, (-2, -1))).float())
+        quality, share = _find_quality(upright)
         if share >= best_share + (0 if best is None else TIED):
-            best, best_share = Compression(quality, turns), share
+            best, best_share, coefficients = Compression(quality, turns), share, upright
         if best_share >= CERTAIN:
             break
-    return best
+    if best is None or coefficients is None:
+        return None
+    return replace(best, quality=_quality_before(coefficients, best.quality) or best.quality)
 
 
-def _find_quality(picture: Tensor) -> tuple[int, float]:
-    """The quality of an upright picture, and the share of what tells it that fits it."""
+def _coefficients(picture: Tensor) -> Tensor:
+    """The coefficients (N, 64) of blocks of an upright picture that were not cut off at white."""
     if min(picture.shape[-2:]) < 8:
-        return 0, 0.0
+        return picture.new_zeros(0, 64)
     clipped = F.max_pool2d(picture.abs().amax(dim=1, keepdim=True), 8) > LARGEST
     coefficients = luma_coefficients(picture)[~clipped].flatten(1)
-    coefficients = coefficients[:: -(-len(coefficients) // BLOCKS) or 1]
-    told = coefficients.abs() > 2 * MOST_ROUNDING  # what was rounded to zero fits all steps
-    told[:, 0] = False  # the mean of a flat picture may fit any
+    return coefficients[:: -(-len(coefficients) // BLOCKS) or 1]
+
+
+def _find_quality(coefficients: Tensor) -> tuple[int, float]:
+    """The quality of an upright picture, and the share of what tells it that fits it."""
+    told = _told(coefficients, torch.tensor(MOST_ROUNDING))
     if told.sum() < LEAST_TOLD or told.any(dim=0).sum() < LEAST_POSITIONS:
         return 0, 0.0
-    steps = torch.stack([Jpeg(quality).luma_steps for quality in range(1, HIGHEST + 1)])
-    fits = torch.stack([_share_of_multiples(coefficients, told, each.flatten()) for each in steps])
-    lowest = int((fits >= fits.max() - TIED).nonzero()[0])
-    return lowest + 1, float(fits[lowest])
+    fits = [
+        _share_of_multiples(
+            coefficients, told, steps, (ROUNDING + OF_STEP * steps).clamp(max=MOST_ROUNDING)
+        )
+        for steps in map(_steps, range(1, HIGHEST + 1))
+    ]
+    return _lowest(fits)
 
 
-def _share_of_multiples(coefficients: Tensor, told: Tensor, steps: Tensor) -> Tensor:
-    """How many of the told coefficients (N, 64) are multiples, beyond what chance makes them."""
-    steps = steps.to(coefficients)
-    off = coefficients - steps * (coefficients / steps).round()
-    rounding = (ROUNDING + OF_STEP * steps).clamp(max=MOST_ROUNDING)
-    chance = (2 * rounding / steps).clamp(max=1).expand_as(told)[told].mean()
-    return ((off.abs() <= rounding)[told].to(chance).mean() - chance) / (1 - chance)
+def _quality_before(coefficients: Tensor, quality: int) -> int | None:
+    """The lower quality that a picture was stored with before that of `quality`, if it was."""
+    off = _steps(quality) / 2 + ROUNDING  # by which the second time has moved coefficients
+    told = _told(coefficients, off)
+    fits = []
+    for steps in map(_steps, range(1, quality)):
+        telling = told & (2 * off < LARGEST_CHANCE * steps)
+        enough = telling.sum() >= LEAST_TOLD_BEFORE
+        fits.append(_share_of_multiples(coefficients, telling, steps, off) if enough else 0.0)
+    before, share = _lowest(fits) if fits else (0, 0.0)
+    return before if share >= STORED_BEFORE else None
+
+
+def _lowest(fits: list[float]) -> tuple[int, float]:
+    """The lowest of the qualities, from 1 on, that fit best, and how well it does."""
+    quality = next(index for index, fit in enumerate(fits, 1) if fit >= max(fits) - TIED)
+    return quality, fits[quality - 1]
+
+
+def _steps(quality: int) -> Tensor:
+    return Jpeg(quality).luma_steps.flatten().float()
+
+
+def _told(coefficients: Tensor, off: Tensor) -> Tensor:
+    """Which coefficients tell: what was rounded to zero fits all steps."""
+    told = coefficients.abs() > 2 * off
+    told[:, 0] = False  # the mean of a flat picture may fit any
+    return told
+
+
+def _share_of_multiples(coefficients: Tensor, told: Tensor, steps: Tensor, off: Tensor) -> float:
+    """How many of the told coefficients (N, 64) are multiples, beyond what chance makes them.
+
+    Args:
+        coefficients: of N blocks.
+        told: which of them count.
+        steps: (64,), what they may be multiples of.
+        off: (64,), how far off they may be.
+    """
+    missed = (coefficients - steps * (coefficients / steps).round()).abs()
+    chance = (2 * off / steps).clamp(max=1).expand_as(told)[told].mean()
+    return float(((missed <= off)[told].float().mean() - chance) / (1 - chance))

@@ -15,6 +15,17 @@ def test_the_quality_of_a_photo_is_found(name: str, quality: int) -> None:
     assert found.quality == pytest.approx(quality, abs=1)  # neighbours share most of their steps
 
 
+@pytest.mark.parametrize(("first", "second"), [(10, 75), (20, 75), (30, 85), (40, 90)])
+@pytest.mark.parametrize("name", NAMES)
+def test_of_a_photo_that_was_stored_again_the_worse_quality_is_found(
+    name: str, first: int, second: int
+) -> None:
+    found = find_compression(as_jpeg(as_jpeg(photo(name), first), second))
+    assert found is not None and found.quality == pytest.approx(first, abs=1)
+    better_first = find_compression(as_jpeg(as_jpeg(photo(name), second), first))
+    assert better_first is not None and better_first.quality == pytest.approx(first, abs=1)
+
+
 def test_a_photo_that_is_cut_off_at_the_right_keeps_its_blocks() -> None:
     cut = as_jpeg(photo(), 30)[..., :203, :197]
     for turns in range(4):

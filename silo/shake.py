@@ -14,6 +14,9 @@ ROUNDING = 1e-5  # power below which a spectrum tells nothing
 # A pit of the cepstrum is a shake that is so many times as deep as others commonly are, and the
 # deepest within so many pixels; nearer to the middle the photo itself shows.
 DEPTH, WINDOW, SHORTEST, LONGEST = 6.0, 7, 7.0, 80.0
+# Across its direction a shake has no pit, while photos that were enlarged have one, as deep as the
+# other in the mean; it is looked for within two pixels.
+ACROSS, AROUND = 0.5, 5
 MEDIAN_OF_ABSOLUTE = 0.6745  # of a standard normal variable
 
 
@@ -91,7 +94,9 @@ def _deepest(cepstrum: Tensor | None) -> Shake | None:
     within = (distance >= SHORTEST) & (distance <= min(LONGEST, half - WINDOW))
     depth = -smooth / (smooth[within].abs().median() / MEDIAN_OF_ABSOLUTE).clamp(min=1e-12)
     highest = F.max_pool2d(depth[None, None], WINDOW, 1, WINDOW // 2)[0, 0]
-    pits = torch.where(within & (depth == highest), depth, 0.0)
+    across = torch.rot90(F.max_pool2d(depth[None, None], AROUND, 1, AROUND // 2)[0, 0])
+    alone = across < ACROSS * depth
+    pits = torch.where(within & alone & (depth == highest), depth, 0.0)
     place = int(pits.argmax())
     if pits.flatten()[place] < DEPTH:
         return None

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from silo.errors import Unrestorable
 from silo.images import middle, to_pil
 from silo.jpeg_noise import estimate_jpeg_noise
 from silo.jpeg_quality import find_compression
@@ -9,24 +10,26 @@ from silo.matching import find_blur, may_be_shaken
 from silo.noise import estimate_noise
 from silo.shake import estimate_shake
 
-# In pixels: sharp photos are found to have up to 0.8, and in noise some more.
-LEAST_BLUR, BLUR_OF_NOISE = 0.9, 10.0
-# The pits that a photo's cepstrum has without a shake are up to 14 times as deep as is common, and
-# up to 24 times where it is blurred without any noise; those of shakes 20 to 100 times, and in
-# noise 7 to 60 times.
-SHAKEN, SHAKEN_FOR_BLURRED = 14.0, 24.0
-BLURRED, WITHOUT_NOISE = 1.7, 0.005
+LEAST_BLUR, BLUR_OF_NOISE = (
+    0.9,
+    10.0,
+)  # px: sharp photos are found to have up to 0.8, noisy ones more
+# The pits that a photo's cepstrum has without a shake are up to 14 times as deep as is common; up
+# to 24 times where there is blur, in pixels, and no noise, in [0, 1]. Those of shakes are 20 to 100
+# times as deep, and in noise 7 to 60 times.
+LEAST_DEPTH, LEAST_DEPTH_IN_SMOOTH = 14.0, 24.0
+SMOOTH_BLUR, SMOOTH_NOISE = 1.7, 0.005
 HIGHEST_QUALITY = 50  # of a JPEG file that looks compressed
-LEAST_NOISE = 0.03  # in [0, 1]; fine textures of sharp photos are taken for as much
-SMALL = 256  # px, the longer side
+NOISY = 0.03  # in [0, 1]; fine textures of sharp photos are taken for as much
+SMALL_SIDE = 256  # px, the longer one
 
 
 def diagnose(photo: Tensor) -> str | None:
-    """Find what damaged a photo most, of what a photo shows: lost pixels have to be marked.
+    """Find which damage to undo of what a photo shows; lost pixels do not show, and are marked.
 
     A shake or a blur goes first: noise and compression beside it are undone with it
-    (`silo.matching`), while to undo them alone would take what detail it has left. A small photo
-    is one that shows nothing else.
+    (`silo.matching`), while to undo them alone would take what detail it has left. Then come
+    compression, noise, and that the photo is small.
 
     Args:
         photo: (1, 3, H, W) in [-1, 1].
@@ -36,8 +39,8 @@ def diagnose(photo: Tensor) -> str | None:
     """
     noise = estimate_noise(to_pil(middle(photo)))
     blur, shake = find_blur(photo) or 0.0, estimate_shake(photo)
-    has_rings = blur >= BLURRED and noise < WITHOUT_NOISE
-    if shake is not None and shake.depth >= (SHAKEN_FOR_BLURRED if has_rings else SHAKEN):
+    smooth = blur >= SMOOTH_BLUR and noise < SMOOTH_NOISE
+    if shake is not None and shake.depth >= (LEAST_DEPTH_IN_SMOOTH if smooth else LEAST_DEPTH):
         if may_be_shaken(middle(photo), shake, estimate_jpeg_noise(photo)):
             return "motion_blur"
     if blur >= LEAST_BLUR + BLUR_OF_NOISE * noise:
@@ -45,6 +48,21 @@ def diagnose(photo: Tensor) -> str | None:
     compression = find_compression(photo)
     if compression is not None and compression.quality <= HIGHEST_QUALITY:
         return "jpeg_q10"
-    if noise >= LEAST_NOISE:
+    if noise >= NOISY:
         return "denoising"
-    return "super_resolution_x4" if max(photo.shape[-2:]) < SMALL else None
+    return "super_resolution_x4" if max(photo.shape[-2:]) < SMALL_SIDE else None
+
+
+def require_task(photo: Tensor) -> str:
+    """The same, of a photo that has to be restored.
+
+    Raises:
+        Unrestorable: nothing is found.
+    """
+    task = diagnose(photo)
+    if task is None:
+        raise Unrestorable(
+            "The photo is not small, and shows no blur, shake, noise or JPEG compression to speak "
+            "of: name the task, if there is one; holes and scratches have to be marked with a mask."
+        )
+    return task

@@ -25,15 +25,8 @@ class BadRequest(SiloError):
     """A setting that is out of range or does not fit the others."""
 
 
-class NothingFound(SiloError):
-    """A photo that shows no damage that could be told from it."""
-
-    def __init__(self) -> None:
-        """Say what was looked for."""
-        super().__init__(
-            "The photo is not small, and shows no blur, shake, noise or JPEG compression to speak "
-            "of: say what is wrong with it. Holes and scratches have to be marked."
-        )
+class Unrestorable(SiloError):
+    """A photo whose damage is not found, or cannot be undone by what is at hand."""
 
 
 class UnknownPrior(SiloError):

@@ -98,10 +98,11 @@ def test_what_is_wrong_is_found_unless_it_is_said(client: Client, tmp_path: Path
     save_png(blurry, blurred(skimage_photo("coffee"), 2))
     _, used = client.predict(photo=handle_file(blurry), **given)
     assert (used["task"], used["simulate"]) == ("gaussian_blur", False)
-    with pytest.raises(AppError, match="say what is wrong with it"):
-        client.predict(photo=handle_file(sharp), **given)
-    with pytest.raises(AppError, match="task is missing"):
-        client.predict(photo=handle_file(sharp), simulate=True, **given)
+    with pytest.raises(AppError, match="name the task"):
+        client.predict(photo=handle_file(sharp), task=None, **given)
+    for needing in ({"simulate": True}, {"mask": handle_file(sharp)}, {"blur_std": 0}):
+        with pytest.raises(AppError, match="task is missing"):
+            client.predict(photo=handle_file(sharp), **needing, **given)
 
 
 def test_a_task_of_ones_own_goes_with_its_operator(app: App, client: Client, photo: Path) -> None:

@@ -139,9 +139,9 @@ def test_every_sample_becomes_a_file_with_its_parameters(tmp_path: Path) -> None
 
 
 def test_zero_gpu_is_asked_for_more_time_for_more_work() -> None:
-    def asked(request: RestorationRequest, side: int) -> int:
-        sides = (side, side)
-        measured = replace(a_result(1)[0].measured, fit=Fit(sides, sides, sides))
+    def asked(request: RestorationRequest, side: int, original: int | None = None) -> int:
+        sides, came = (side, side), (original or side, original or side)
+        measured = replace(a_result(1)[0].measured, fit=Fit(came, sides, sides))
         return gpu_seconds(request, measured, None, None)
 
     _, one = a_result(samples=1)
@@ -151,6 +151,9 @@ def test_zero_gpu_is_asked_for_more_time_for_more_work() -> None:
     assert asked(one, 1024) > asked(guided, 64) > asked(one, 64)
     blurred = replace(one, task="gaussian_blur")
     assert asked(blurred, 64) > asked(one, 64)  # for its convolutions
+    assert asked(one, 512) == asked(one, 512, original=1024)
+    assert asked(blurred, 512) == asked(blurred, 512, original=4096)  # finished later, on the CPU
+    assert asked(blurred, 512) < asked(blurred, 512, original=1024)
     quick = replace(one, preset="quick", samples=inputs.MAX_VARIANTS)
     assert asked(quick, 64) <= 60  # what ZeroGPU grants unless asked for more
 

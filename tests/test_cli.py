@@ -9,7 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from operators.catalog import find_operator
 from operators.convolutional import CompactCNN
+from operators.errors import OperatorNotFound
 from silo.__main__ import main
 from silo.images import load_image, read_parameters, save_png
 from silo.masks import load_mask
@@ -323,13 +325,37 @@ def test_what_is_wrong_is_found_unless_it_is_said(tmp_path: Path, capsys) -> Non
     for name, task in (("blurry", "gaussian_blur"), ("old", "jpeg_q10")):
         parameters = read_parameters(out / f"{name}_restored.png")
         assert parameters is not None and parameters["task"] == task
-        assert f"{name}.png is restored as {task}" in told
-    assert "1 of 3 pictures failed" in told and "say what is wrong with it" in told
-    assert main([*given, "--sampler", "psld"]) == 2
-    assert "jpeg_q10 is not" in capsys.readouterr().err
+        assert f"{name}.png shows {task}." in told
+    assert "1 of 3 pictures failed" in told and "name the task" in told
     for option in (["--simulate"], ["--mask", "m.png"], ["--operator", "x"], ["--blur-std", "0"]):
         assert main(["restore", str(folder), *option]) == 2
-        assert f"--task is missing, without which {option[0]}" in capsys.readouterr().err
+        assert f"{option[0]} is for damage that is named" in capsys.readouterr().err
+
+
+def test_a_photo_whose_damage_cannot_be_undone_ends_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    folder, found = tmp_path / "photos", iter(["jpeg_q10", "gaussian_blur", "motion_blur"])
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        save_png(folder / f"{name}.png", photo("coffee", 64))
+    monkeypatch.setattr("silo.diagnosis.diagnose", lambda _: next(found))
+    assert main(["restore", str(folder), "--sampler", "psld", "--steps", "1"]) == 1
+    told = capsys.readouterr()
+    assert "a.png: It shows jpeg_q10: psld restores linear degradations only" in told.err
+    assert [Path(line).name for line in told.out.split()] == ["b_restored.png", "c_restored.png"]
+
+    found = iter(["denoising", "gaussian_blur", "gaussian_blur"])
+    monkeypatch.setattr("silo.restorer.find_operator", none_for_denoising)
+    assert main(["restore", str(folder), "--preset", "quick", "--steps", "1"]) == 1
+    told = capsys.readouterr()
+    assert "a.png: It shows denoising: " in told.err and len(told.out.split()) == 2
+
+
+def none_for_denoising(task: str, prior: str, channels: int) -> Path:
+    if task == "denoising":
+        raise OperatorNotFound("there is none")
+    return find_operator(task, prior, channels)
 
 
 def test_results_are_png_files(photos: Path, tmp_path: Path, capsys) -> None:

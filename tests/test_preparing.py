@@ -11,6 +11,7 @@ import skimage.data
 import torch
 from gradio.route_utils import delete_files_created_by_app
 from PIL import Image, ImageFilter
+from torch import Tensor
 
 from operators.catalog import TASKS
 from operators.convolutional import CompactCNN
@@ -198,6 +199,11 @@ def test_a_sharp_photo_that_is_called_blurry_is_told_before_it_is_restored(
             assert other in shown[status] and bool(other) == bool(shown[status])
 
 
+def speckled(picture: Tensor) -> Tensor:
+    """A picture in noise of 0.05."""
+    return picture + 0.1 * torch.randn(picture.shape, generator=torch.Generator().manual_seed(0))
+
+
 def test_what_is_wrong_with_a_photo_is_found_out(
     page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,25 +211,42 @@ def test_what_is_wrong_with_a_photo_is_found_out(
     monkeypatch.setattr(gr, "Info", told.append)
     fields, path = page.settings, tmp_path / "photo.png"
     clean = photo("coffee")
-    for picture, task, title in (
-        (clean + 0.1 * torch.randn_like(clean), "denoising", "My photo is noisy"),
-        (blurred(clean, 3), "gaussian_blur", "My photo is blurry"),
-    ):
+
+    def find_out(picture: Tensor, prior: str = EMBEDDED_NAME) -> dict[Any, Any]:
         save_png(path, picture)
-        chosen = page.preparing.find_out(page.given(path, "inpainting_box", CLEAN))
+        return page.preparing.find_out(page.given(path, "inpainting_box", CLEAN, prior=prior))
+
+    for picture, task, noise in (
+        (speckled(clean), "denoising", 0.05),
+        (blurred(clean, 3), "gaussian_blur", 0),
+    ):
+        chosen = find_out(picture)
         assert (chosen[fields.task], chosen[fields.source]) == (task, DEGRADED)
-        assert title in told.pop()
-        assert (chosen[fields.noise_sigma] == pytest.approx(0.05, abs=0.01)) == (
-            task == "denoising"
-        )
-    with pytest.raises(gr.Error, match="no operator|lack one"):  # of this prior
-        save_png(path, clean + 0.1 * torch.randn_like(clean))
-        page.preparing.find_out(page.given(path, "gaussian_blur", DEGRADED, prior="sd15"))
-    save_png(path, clean)
-    for unfound, why in ((path, "say what is wrong with it"), (None, "Choose a photo")):
+        assert chosen[fields.noise_sigma] == pytest.approx(noise, abs=0.01)
+        assert TASKS[task].title in told.pop()
+    with pytest.raises(gr.Error, match="shows denoising, for which this image model has no"):
+        find_out(speckled(clean), prior="sd15")
+    with pytest.raises(gr.Error, match="name the task"):
+        find_out(clean)
+    path.unlink()
+    for gone, why in ((path, "choose it again"), (None, "Choose a photo")):
         with pytest.raises(gr.Error, match=why):
-            page.preparing.find_out(page.given(unfound, "gaussian_blur", DEGRADED))
+            page.preparing.find_out(page.given(gone, "gaussian_blur", DEGRADED))
     assert told == []
+
+
+def test_the_page_advises_what_it_offers(page: Page, tmp_path: Path) -> None:
+    path, clean = tmp_path / "photo.png", photo("coffee")
+    save_png(
+        path, clean + 0.1 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    )
+    for offered in ({"denoising", "jpeg_q10"}, {"jpeg_q10"}):
+        page.models.tasks = lambda prior=None, offered=offered: offered
+        shown = page.preparing.show(page.given(path, "jpeg_q10", DEGRADED), VISIT)
+        status = shown[page.outputs.status]
+        assert "does not show how it was compressed" in status
+        assert ("another choice: My photo is noisy" in status) == ("denoising" in offered)
+        assert ("be degraded first" in status) == ("denoising" not in offered)
 
 
 def test_a_photo_that_is_shown_smaller_is_not_doubted_by_what_is_shown(

@@ -15,13 +15,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from operators.catalog import TASKS
+from operators.errors import OperatorError
 from silo.allocation import keep_freed_memory
 from silo.caption import Captioner
 from silo.command_line import CommandParser
 from silo.decoding import SUFFIXES
 from silo.devices import DTYPES, peak_memory, pick_device, pick_dtype
-from silo.diagnosis import diagnose
-from silo.errors import BadImage, BadMask, BadRequest, CannotSave, NothingFound, OutOfMemory
+from silo.diagnosis import require_task
+from silo.errors import BadImage, BadMask, BadRequest, CannotSave, OutOfMemory, Unrestorable
 from silo.images import load_image, read_parameters, require_png, save_png, to_pil
 from silo.lpips import find_weights
 from silo.masks import load_mask
@@ -33,7 +34,7 @@ from silo.restorer import Finishing, Progress, Restorer, Result
 from silo.samplers import SAMPLERS
 
 # What can be wrong with one picture of many; anything else is wrong with the call.
-PICTURE_ERRORS = (BadImage, BadMask, CannotSave, NothingFound, OutOfMemory)
+PICTURE_ERRORS = (BadImage, BadMask, CannotSave, OutOfMemory, Unrestorable)
 # What is for damage that is named.
 FOR_A_TASK = ("simulate", "degradation", "operator", "mask", "blur_std")
 
@@ -76,7 +77,7 @@ def main(argv: list[str]) -> int:
     for index, (picture, output) in enumerate(zip(pictures, outputs, strict=True)):
         try:
             loaded = load_image(picture)
-            task = arguments.task or _found(picture, loaded.pixels)
+            task = arguments.task or _found(restorer, sampler, picture, loaded.pixels)
             request = RestorationRequest(
                 task=task,
                 image=loaded.pixels,
@@ -118,15 +119,23 @@ def _check_unnamed(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value is not False:
             option = "--" + name.replace("_", "-")
-            raise BadRequest(f"--task is missing, without which {option} has no use: name it.")
+            raise BadRequest(f"{option} is for damage that is named: add --task.")
 
 
-def _found(picture: Path, photo: Tensor) -> str:
-    """The task for a photo by what it shows, which is told."""
-    task = diagnose(photo)
-    if task is None:
-        raise NothingFound
-    _say(f"{picture.name} is restored as {task}, by what it shows.")
+def _found(restorer: Restorer, sampler: str, picture: Path, photo: Tensor) -> str:
+    """The task for a photo by what it shows, which is told; it can be done, too.
+
+    Raises:
+        Unrestorable: there is none, or no operator or sampler for it.
+    """
+    task = require_task(photo)
+    _say(f"{picture.name} shows {task}.")
+    try:
+        check_task(task, sampler)
+        if SAMPLERS[sampler].needs_operator:
+            restorer.reads_features(task)  # which loads its operator
+    except (BadRequest, OperatorError) as error:
+        raise Unrestorable(f"It shows {task}: {error}") from error
     return task
 
 

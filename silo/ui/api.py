@@ -4,14 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
-from torch import Tensor
 
 from operators.catalog import shelf
 from operators.errors import OperatorError
 from silo import images, masks
 from silo.decoding import SUFFIXES
-from silo.diagnosis import diagnose
-from silo.errors import BadRequest, NothingFound, SiloError
+from silo.diagnosis import require_task
+from silo.errors import BadRequest, SiloError
 from silo.request import PRESETS, RestorationRequest
 from silo.restorer import Result
 from silo.ui.errors import one_sentence
@@ -117,8 +116,13 @@ def _endpoint(restoring: Restoring, models: Models, component: gr.File) -> Calla
             _check_offered("prior", prior, models.priors())
             _check_offered("operator", operator, models.operators())
             loaded = images.load_image(photo)
-            if task == "":
-                task = _found(loaded.pixels, simulate)
+            if not task:
+                if simulate or mask or operator or blur_std is not None:
+                    raise BadRequest(
+                        "task is missing: simulate, mask, operator and blur_std are for damage "
+                        "that is named."
+                    )
+                task = require_task(loaded.pixels)
             models.check(task, prior, operator)
             restorer = models.restorer(prior, operator)  # before a GPU is asked for
             described = models.task(task, prior, operator)
@@ -156,16 +160,6 @@ def _endpoint(restoring: Restoring, models: Models, component: gr.File) -> Calla
         raise gr.Error("The restoration ended without a result.")
 
     return restore
-
-
-def _found(photo: Tensor, simulate: bool) -> str:
-    """Return the task for a photo by what it shows."""
-    if simulate:
-        raise BadRequest("task is missing: say what the photo is to be degraded by.")
-    task = diagnose(photo)
-    if task is None:
-        raise NothingFound
-    return task
 
 
 def _check_offered(what: str, name: str, choices: list[Choice]) -> None:

@@ -2,6 +2,7 @@
 
 import functools
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -9,9 +10,10 @@ from gradio.components import Component
 
 from operators.catalog import TASKS
 from silo.decoding import SUFFIXES
+from silo.errors import BadRequest
 from silo.request import MAX_BLUR_STD, MAX_STEPS, PRESETS
 from silo.ui import brush
-from silo.ui.cache import keep
+from silo.ui.cache import KEPT_HOURS, keep
 from silo.ui.examples import EXAMPLES, THUMBNAIL, example_photo
 from silo.ui.mask_painter import blank_if_any
 from silo.ui.models import AUTOMATIC, Models
@@ -55,6 +57,19 @@ class Settings:
     def all(self) -> set[Component]:
         """Return the fields, for an event that reads them all."""
         return {getattr(self, field.name) for field in fields(self)}
+
+    def photo_file(self, given: dict[Any, Any]) -> str:
+        """Return the path of the photo to restore.
+
+        Raises:
+            BadRequest: none is chosen, or it is gone.
+        """
+        path = given[self.photo]
+        if path is None:
+            raise BadRequest("Choose a photo or an example first.")
+        if not Path(path).is_file():
+            raise BadRequest(f"Photos are kept for {KEPT_HOURS} hours only: choose it again.")
+        return path
 
     def of_damage(self) -> list[Any]:
         """Return the fields that decide what is restored, and from which damage."""

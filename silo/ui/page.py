@@ -72,7 +72,8 @@ def _wire_preparation(
 ) -> Dependency:
     """Wire what comes before Restore; return the event of another photo or damage."""
     damage = set(fields.of_damage())
-    taken = [fields.photo, fields.source, fields.noise_sigma, fields.blur_std, tools.noise_given]
+    of_damage = [fields.source, fields.noise_sigma, fields.blur_std, tools.noise_given]
+    taken = [fields.photo, *of_damage]
     # The buttons write their name and a count of clicks: of several clicked, the last is answered.
     for name, button in zip(EXAMPLES, tools.examples, strict=True):
         click = f"(last) => '{name} ' + (Number(last.split(' ')[1] ?? 0) + 1)"
@@ -84,14 +85,16 @@ def _wire_preparation(
         **LAST,
         **QUIET,
     )
-    tools.find_out.click(
+    found = tools.find_out.click(
         preparing.find_out,
         damage,
-        [fields.task, *taken[1:]],
+        [fields.task, *of_damage],
         show_progress_on=fields.task,
         api_visibility="private",
-        **LAST,
     )
+    # What is chosen meanwhile stays.
+    chosen = [fields.photo.change, fields.task.input, fields.source.input]
+    gr.on(chosen, None, None, None, cancels=found, trigger_mode="multiple", **AT_ONCE)
     shown.further.click(preparing.go_on, {*damage, shown.download}, taken, **LAST, **QUIET)
     changed = gr.on(
         [fields.photo.change, fields.task.change, fields.source.change, fields.operator.input],

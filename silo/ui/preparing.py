@@ -11,9 +11,9 @@ from operators.catalog import TASKS, Task
 from operators.errors import OperatorError
 from silo import images
 from silo.decoding import read_header
-from silo.diagnosis import diagnose
-from silo.errors import BadRequest, NothingFound, SiloError
-from silo.measured import take_measurement
+from silo.diagnosis import diagnose, require_task
+from silo.errors import BadRequest, SiloError, Unrestorable
+from silo.measured import Measured, take_measurement
 from silo.noise import estimate_noise
 from silo.request import PRESETS, RestorationRequest, comes_blurred
 from silo.ui import mask_painter
@@ -27,11 +27,11 @@ from silo.ui.models import AUTOMATIC, Added, Models, check_simulated, own_degrad
 from silo.ui.outputs import Outputs
 from silo.ui.running import Runs
 from silo.ui.saved_settings import SavedSettings, read_settings
-from silo.ui.wording import NO_PHOTO, paragraphs, task_choices
+from silo.ui.wording import paragraphs, task_choices
 
 PROGRESS = gr.Progress()  # gradio puts one of its own in its place
 NOISE_STEP = 0.005  # of the slider
-SMALL = "super_resolution"
+ENLARGING = "super_resolution"
 LOOKS = "What it shows fits another choice: {}."
 SHOW_ME = "To see what a restoration can do, let the photo be degraded first."
 
@@ -78,8 +78,7 @@ class Preparing:
                         shown = view(measured.output_size)
                     elif max(shown.size) == max(read_header(given[fields.photo]).size):
                         # Of a photo that is shown smaller, blur, noise and blocks are not seen.
-                        doubts = measured.doubts()
-                        notices += [*doubts, *_advice(picture, task, bool(doubts))]
+                        notices += self._doubts(measured, picture, task, given[fields.prior])
         except (SiloError, OperatorError) as error:
             notices = [str(error)]
         tools = {
@@ -101,12 +100,12 @@ class Preparing:
         """Choose the damage that a photo shows."""
         fields = self._settings
         try:
-            if given[fields.photo] is None:
-                raise BadRequest(NO_PHOTO)
-            task = diagnose(images.load_image(given[fields.photo]).pixels)
-            if task is None:
-                raise NothingFound
-            self._models.check(task, given[fields.prior], AUTOMATIC)
+            task = require_task(images.load_image(fields.photo_file(given)).pixels)
+            if task not in self._models.tasks(given[fields.prior]):
+                raise Unrestorable(
+                    f"It shows {task.replace('_', ' ')}, for which this image model has no "
+                    "operator: add one, or choose another image model, under Advanced."
+                )
         except (SiloError, OperatorError) as error:
             raise one_sentence(error) from error
         gr.Info(f"Chosen by what it shows: {TASKS[task].title}.")
@@ -325,6 +324,17 @@ class Preparing:
             fields.task: gr.Dropdown(task_choices(self._models.tasks())),
         }
 
+    def _doubts(self, measured: Measured, photo: Tensor, task: Task, prior: str) -> list[str]:
+        """Return what speaks against a photo's having been damaged so, and what to choose."""
+        doubts = measured.doubts()
+        found = diagnose(photo) if task.name in TASKS else None
+        kind = None if found is None else TASKS[found].degradation.kind
+        # What is small may be damaged in any way, too.
+        is_other = kind != task.degradation.kind and (doubts or kind != ENLARGING)
+        if found is not None and is_other and found in self._models.tasks(prior):
+            return [*doubts, LOOKS.format(TASKS[found].title)]
+        return [*doubts, SHOW_ME] if doubts else []
+
     def _noise_level(self, given: dict[Any, Any]) -> Any:
         """Return a degraded photo's own noise, or that of the damage to be simulated."""
         fields = self._settings
@@ -339,16 +349,6 @@ class Preparing:
     def _task(self, given: dict[Any, Any]) -> Task:
         fields = self._settings
         return self._models.task(given[fields.task], given[fields.prior], given[fields.operator])
-
-
-def _advice(photo: Tensor, task: Task, doubted: bool) -> list[str]:
-    """Return what else to choose for a photo, in a sentence, if anything."""
-    found = diagnose(photo) if task.name in TASKS else None
-    kind = None if found is None else TASKS[found].degradation.kind
-    # What is small may be damaged in any way, too.
-    if found is None or kind == task.degradation.kind or (kind == SMALL and not doubted):
-        return [SHOW_ME] if doubted else []
-    return [LOOKS.format(TASKS[found].title)]
 
 
 def _preset_of(request: RestorationRequest) -> str:

@@ -19,10 +19,9 @@ from silo.caption import Captioner
 from silo.decoding import read_header
 from silo.devices import pick_device
 from silo.errors import BadRequest, SiloError
-from silo.measured import Measured, take_measurement
+from silo.measured import LEAST_DRAFTED, Measured, take_measurement
 from silo.request import PRESETS, RestorationRequest, comes_blurred
 from silo.restorer import Finishing, Restorer, Result
-from silo.ui.cache import KEPT_HOURS
 from silo.ui.errors import one_sentence
 from silo.ui.inputs import CLEAN, DEGRADED, Settings
 from silo.ui.mask_painter import at_most, check_canvas, painted_mask, view, wants_mask
@@ -31,7 +30,7 @@ from silo.ui.outputs import Outputs, cache_folder
 from silo.ui.results import save_all, save_result
 from silo.ui.running import Run, Runs
 from silo.ui.timing import Timing, Work
-from silo.ui.wording import NO_PHOTO, Frame, paragraphs, preset_choices, stopped, summary
+from silo.ui.wording import Frame, paragraphs, preset_choices, stopped, summary
 
 PICTURE_PERIOD = 0.7  # seconds between two clean estimates on the page, or
 PICTURE_SHARE = 0.1  # of the time, where decoding them takes long
@@ -49,9 +48,13 @@ def gpu_seconds(
     """Return the seconds to ask of ZeroGPU; guidance and large pictures take more of them."""
     area = max(math.prod(measured.fit.working) / GPU_STEP_SIDE**2, 1)
     evaluations = request.effective_steps * request.samples * (1 + (request.guidance_scale > 1))
-    slow = request.effective_degradation.kind in FINISHED_SLOWLY
-    finishing = GPU_FINISHING_SECONDS * request.samples if slow else 0
-    return round(GPU_OTHER_SECONDS + (GPU_STEP_SECONDS * evaluations + finishing) * area)
+    seconds = GPU_OTHER_SECONDS + GPU_STEP_SECONDS * evaluations * area
+    if request.effective_degradation.kind in FINISHED_SLOWLY:
+        # The draft of a turned photo is made at the photo's own size.
+        drafted = measured.fit.scale >= LEAST_DRAFTED
+        own = math.prod(measured.fit.output) / GPU_STEP_SIDE**2 if drafted else 0
+        seconds += GPU_FINISHING_SECONDS * request.samples * max(area, own)
+    return round(seconds)
 
 
 def planned(request: RestorationRequest, restorer: Restorer) -> tuple[Run, Measured]:
@@ -220,16 +223,13 @@ class Restoring:
 
     def _read(self, given: dict[Any, Any], restorer: Restorer) -> RestorationRequest:
         fields = self._settings
-        if given[fields.photo] is None:
-            raise BadRequest(NO_PHOTO)
-        if not Path(given[fields.photo]).is_file():
-            raise BadRequest(f"Photos are kept for {KEPT_HOURS} hours only: choose it again.")
+        photo = fields.photo_file(given)
         self._models.check(given[fields.task], given[fields.prior], given[fields.operator])
         task = self._models.task(given[fields.task], given[fields.prior], given[fields.operator])
         simulate = given[fields.source] == CLEAN
         if simulate:
             check_simulated(task)
-        image = images.load_image(given[fields.photo]).pixels
+        image = images.load_image(photo).pixels
         mask = None
         if wants_mask(task, simulate):
             check_canvas(given[fields.canvas], image)

@@ -15,7 +15,6 @@ from silo.request import PRESETS, RestorationRequest
 from silo.restorer import Finishing, Result
 
 Choice = tuple[str, str]
-NO_PHOTO = "Choose a photo or an example first."
 
 
 def paragraphs(*sentences: str) -> str:

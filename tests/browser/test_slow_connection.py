@@ -1,12 +1,13 @@
 """What a visitor does faster than the page is answered."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
 
-from silo.images import read_parameters
+from silo.images import read_parameters, save_png
 from tests.browser.actions import (
     FINISHED,
     choose_example,
@@ -16,6 +17,7 @@ from tests.browser.actions import (
     restore,
     set_number,
 )
+from tests.photos import blurred, photo
 
 Delay = Callable[[str, str], None]
 INSTANT = "() => 0"
@@ -71,6 +73,27 @@ def test_the_page_comes_to_rest(page: Page, delay: Delay) -> None:
         page.get_by_label("It is already degraded").check()
     assert page.evaluate("window.asked") > 0
     rest(page)
+
+
+@pytest.mark.parametrize("late", ["there", "back"])
+def test_what_is_chosen_while_it_is_found_out_stays(
+    page: Page, delay: Delay, tmp_path: Path, late: str
+) -> None:
+    file = tmp_path / "photo.png"
+    save_png(file, blurred(photo("coffee"), 3))
+    page.locator("#photo input[type=file]").set_input_files(file)
+    expect(page.locator("#picture img")).to_be_visible()
+    rest(page)
+    slowly = "(url) => (url.includes('queue/join') ? 2000 : 0)"
+    delay(*((slowly, INSTANT) if late == "there" else (INSTANT, slowly)))
+    choose_task(page, "denoising")
+    page.locator("#find-out").click()
+    choose_task(page, "jpeg q10")
+    rest(page)
+    expect(page.locator("#task input")).to_have_value(re.compile("jpeg q10"))
+    delay(INSTANT, INSTANT)
+    page.locator("#find-out").click()
+    expect(page.locator("#task input")).to_have_value(re.compile("gaussian blur"))
 
 
 def test_stop_reaches_a_run_that_has_not_begun(page: Page, delay: Delay) -> None:

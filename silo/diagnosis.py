@@ -7,7 +7,7 @@ from silo.images import middle, to_pil
 from silo.jpeg_noise import estimate_jpeg_noise
 from silo.jpeg_quality import find_compression
 from silo.matching import find_blur, may_be_shaken
-from silo.noise import estimate_noise
+from silo.noise import estimate_noise, estimate_noise_where_flat
 from silo.shake import estimate_shake
 
 LEAST_BLUR, BLUR_OF_NOISE = (
@@ -20,7 +20,7 @@ LEAST_BLUR, BLUR_OF_NOISE = (
 LEAST_DEPTH, LEAST_DEPTH_IN_SMOOTH = 14.0, 24.0
 SMOOTH_BLUR, SMOOTH_NOISE = 1.7, 0.005
 HIGHEST_QUALITY = 50  # of a JPEG file that looks compressed
-NOISY = 0.03  # in [0, 1]; fine textures of sharp photos are taken for as much
+NOISY, NOISY_WHERE_FLAT = 0.03, 0.02  # in [0, 1]: fine texture is taken for noise, but not there
 SMALL_SIDE = 256  # px, the longer one
 
 
@@ -37,7 +37,8 @@ def diagnose(photo: Tensor) -> str | None:
     Returns:
         A key of `operators.catalog.TASKS`; None where nothing is found.
     """
-    noise = estimate_noise(to_pil(middle(photo)))
+    image = to_pil(middle(photo))
+    noise, where_flat = estimate_noise(image), estimate_noise_where_flat(image)
     blur, shake = find_blur(photo) or 0.0, estimate_shake(photo)
     smooth = blur >= SMOOTH_BLUR and noise < SMOOTH_NOISE
     if shake is not None and shake.depth >= (LEAST_DEPTH_IN_SMOOTH if smooth else LEAST_DEPTH):
@@ -48,7 +49,9 @@ def diagnose(photo: Tensor) -> str | None:
     compression = find_compression(photo)
     if compression is not None and compression.quality <= HIGHEST_QUALITY:
         return "jpeg_q10"
-    if noise >= NOISY:
+    if where_flat is None:
+        where_flat = noise
+    if max(noise, where_flat) >= NOISY and where_flat >= NOISY_WHERE_FLAT:
         return "denoising"
     return "super_resolution_x4" if max(photo.shape[-2:]) < SMALL_SIDE else None
 

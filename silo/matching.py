@@ -16,7 +16,7 @@ from silo.blur import LEAST_SIDE, estimate_blur
 from silo.images import Fit, to_pil
 from silo.jpeg_noise import estimate_jpeg_noise
 from silo.jpeg_quality import HIGHEST, find_compression
-from silo.noise import estimate_noise
+from silo.noise import estimate_camera_noise, estimate_noise
 from silo.shake import Shake, estimate_shake
 from silo.turning import Turn, TurnedFit
 
@@ -222,9 +222,10 @@ def _turned(
 
 
 def _match_noise(photo: Tensor, picture: Tensor, fit: Fit, expected: Degradation) -> Matched:
-    noise = estimate_noise(to_pil(photo))
-    # Scaling averages noise, and leaves as much of it as shows.
-    here = expected if fit.scale == 1 else expected.with_noise(estimate_noise(to_pil(picture)))
+    noise = estimate_camera_noise(to_pil(photo))
+    here = expected
+    if fit.scale != 1:  # which averages noise, and leaves as much of it as shows
+        here = expected.with_noise(estimate_camera_noise(to_pil(picture)))
     if noise < LEAST_NOISE:
         return Matched(picture, fit, here, doubt=HARDLY_NOISY, as_it_came=expected)
     return Matched(picture, fit, here, found=NOISE.format(noise), as_it_came=expected)

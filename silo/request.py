@@ -12,7 +12,7 @@ from operators.degradation import Degradation
 from silo.errors import BadMask, BadRequest
 from silo.images import to_pil
 from silo.masks import check_size
-from silo.noise import estimate_noise
+from silo.noise import estimate_camera_noise
 from silo.samplers import SAMPLERS
 
 
@@ -161,7 +161,7 @@ class RestorationRequest:
             return self.noise_sigma
         photo = self.degradation is None and not self.simulate
         if photo and self._described.kind == "denoising":
-            return estimate_noise(to_pil(self.image))
+            return estimate_camera_noise(to_pil(self.image))
         return self._described.noise_sigma
 
     @property

@@ -4,6 +4,7 @@ import io
 
 import skimage.data
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -28,6 +29,14 @@ def noisy(picture: Tensor) -> Tensor:
     """A picture with noise of 0.01, in eight bits."""
     noise = torch.randn(picture.shape, generator=torch.Generator().manual_seed(0))
     return from_pil(to_pil(picture + 0.02 * noise))
+
+
+def as_of_a_camera(picture: Tensor, sigma: float) -> Tensor:
+    """A picture with noise that a camera has smoothed, in eight bits."""
+    noise = torch.randn(picture.shape, generator=torch.Generator().manual_seed(0))
+    kernel = torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]]).expand(3, 1, 3, 3)
+    smooth = F.conv2d(F.pad(noise, (1, 1, 1, 1), mode="reflect"), kernel, groups=3)
+    return from_pil(to_pil(picture + 2 * sigma * smooth / smooth.std()))
 
 
 def as_jpeg(picture: Tensor, quality: int = 75) -> Tensor:

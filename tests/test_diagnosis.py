@@ -11,7 +11,7 @@ from operators.blur import MotionBlur
 from silo.diagnosis import diagnose, require_task
 from silo.errors import Unrestorable
 from silo.images import from_pil, to_pil
-from tests.photos import NAMES, as_jpeg, blurred, noisy, photo
+from tests.photos import NAMES, as_jpeg, as_of_a_camera, blurred, noisy, photo
 
 Damage = Callable[[Tensor], Tensor]
 
@@ -36,6 +36,7 @@ def shaken(picture: Tensor, length: int, angle: float) -> Tensor:
         (lambda clean: clean[..., :200, :160], "super_resolution_x4"),
         (lambda clean: in_noise(clean, 0.05), "denoising"),
         (lambda clean: as_jpeg(in_noise(clean, 0.05), 85), "denoising"),
+        (lambda clean: as_of_a_camera(clean, 0.05), "denoising"),
         (lambda clean: as_jpeg(clean, 40), "jpeg_q10"),
         (lambda clean: as_jpeg(clean, 10), "jpeg_q10"),
         (lambda clean: blurred(clean, 1.5), "gaussian_blur"),

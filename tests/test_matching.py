@@ -15,15 +15,16 @@ from operators.jpeg import Jpeg
 from operators.resize import SuperResolution
 from silo import measured
 from silo.blur import estimate_blur
-from silo.images import Fit, fit
+from silo.images import Fit, fit, to_pil
 from silo.jpeg_quality import HIGHEST
 from silo.matching import BLUR, match
 from silo.metrics import psnr
+from silo.noise import estimate_noise
 from silo.prior import LatentPrior
 from silo.request import RestorationRequest
 from silo.restorer import Restorer, Result
 from silo.turning import TurnedFit
-from tests.photos import as_jpeg, blurred, noisy, photo
+from tests.photos import as_jpeg, as_of_a_camera, blurred, noisy, photo
 
 EXPECTED = Degradation("gaussian_blur")  # of std 3
 
@@ -315,6 +316,17 @@ def test_a_noisy_photo_keeps_its_detail_and_one_without_is_kept(
         print(f"denoising {side} pixels, noise {sigma}: {before:.2f} dB before, {after:.2f} after")
         assert after > (35 if sigma == 0 else before + 4)
         assert result.parameters["noise_sigma"] == pytest.approx(sigma, abs=0.012)
+
+
+def test_noise_that_a_camera_has_smoothed_is_taken_away(restorer: Restorer) -> None:
+    clean = photo("coffee")
+    came = as_of_a_camera(clean, 0.05)
+    request = RestorationRequest("denoising", came, preset="quick")
+    result = restore(restorer, request)
+    white = restore(restorer, replace(request, noise_sigma=estimate_noise(to_pil(came))))
+    before, after, less = (psnr(x, clean).item() for x in (came, result.images, white.images))
+    print(f"noise of a camera, 0.05: {before:.2f} dB before, {after:.2f} dB after")
+    assert after > before + 2 and after > less + 1
 
 
 def test_of_a_tiny_photo_the_blur_is_assumed_and_told(restorer: Restorer) -> None:

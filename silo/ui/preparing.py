@@ -14,7 +14,7 @@ from silo.decoding import read_header
 from silo.diagnosis import diagnose, require_task
 from silo.errors import BadRequest, SiloError, Unrestorable
 from silo.measured import Measured, take_measurement
-from silo.noise import estimate_noise
+from silo.noise import estimate_camera_noise, estimate_noise
 from silo.request import PRESETS, RestorationRequest, comes_blurred
 from silo.ui import mask_painter
 from silo.ui.cache import KEPT_HOURS, keep
@@ -339,9 +339,12 @@ class Preparing:
         """Return a degraded photo's own noise, or that of the damage to be simulated."""
         fields = self._settings
         try:
+            damage = self._task(given).degradation
             if given[fields.source] == CLEAN or given[fields.photo] is None:
-                return self._task(given).degradation.noise_sigma
-            level = estimate_noise(images.load_rgb(given[fields.photo])[0])
+                return damage.noise_sigma
+            photo, _ = images.load_rgb(given[fields.photo])
+            estimate = estimate_camera_noise if damage.kind == "denoising" else estimate_noise
+            level = estimate(photo)
         except (SiloError, OperatorError):
             return gr.skip()  # `show` tells what is wrong
         return min(MAX_NOISE, round(level / NOISE_STEP) * NOISE_STEP)

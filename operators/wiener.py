@@ -14,8 +14,9 @@ from operators.mirroring import mirror_index
 STRIDE, LARGE_STRIDE = 2, 4  # pixels from block to block, and in large pictures
 NEIGHBOURS = 5  # blocks in a row, and rows, whose energy is averaged
 CAUTION = 1.3  # times the energy of noise is taken off
-# Noise of photos is stronger at low frequencies than where it is estimated, up to so many times.
-COLOURED = 1.5
+# Noise of photos is stronger at low frequencies than where it is estimated, up to so many times;
+# and up to so many where the finest detail shows so much less of it: a camera has smoothed it.
+COLOURED, SMOOTHED, SMOOTHER = 1.5, 2.5, 1.3
 # It shows where a picture is flattest: in this share of so many blocks, evenly spread.
 FLAT, LOOKED_AT = 0.1, 4096
 MEDIAN = 0.6745  # of the absolute value of a standard normal variable
@@ -56,21 +57,29 @@ def without_noise(y: Tensor, noise_sigma: float) -> Tensor:
 def _energy_of_noise(missed: Tensor, y: Tensor, noise_sigma: float, flat: Tensor) -> Tensor:
     """What to take off by channel and frequency, (B, 3, 64)."""
     white = 4 * noise_sigma**2 * _shares(y).clamp(min=1)
-    return CAUTION * _energy_where_flat(flat, missed).clamp(white, COLOURED**2 * white)
+    fine = _finest_energy(y).mean(dim=1, keepdim=True)
+    smoothed = SMOOTHER**2 * fine < 4 * noise_sigma**2
+    largest = torch.where(smoothed, SMOOTHED, COLOURED) ** 2 * white
+    return CAUTION * _energy_where_flat(flat, missed).clamp(white, largest)
 
 
 def _shares(y: Tensor) -> Tensor:
-    """The energy of noise by channel, (B, 3, 1), as multiples of the mean of the three.
+    """The energy of noise by channel, (B, 3, 1), as multiples of the mean of the three."""
+    fine = _finest_energy(y)
+    return fine / fine.mean(dim=1, keepdim=True).clamp(min=torch.finfo(y.dtype).tiny)
 
-    As the finest diagonal detail shows it; see `silo.noise`, which tells how much there is.
+
+def _finest_energy(y: Tensor) -> Tensor:
+    """The energy of the finest diagonal detail of y by channel, (B, 3, 1): that of white noise.
+
+    See `silo.noise`, which tells how much there is.
     """
     height, width = (side // 2 * 2 for side in y.shape[-2:])
     if min(height, width) == 0:
         return y.new_ones(*y.shape[:2], 1)
     fine = F.pixel_unshuffle(y[..., :height, :width], 2).unflatten(1, (-1, 4))
-    diagonal = fine[:, :, 0] - fine[:, :, 1] - fine[:, :, 2] + fine[:, :, 3]
-    energy = diagonal.abs().flatten(2).median(dim=2, keepdim=True).values.square()
-    return energy / energy.mean(dim=1, keepdim=True).clamp(min=torch.finfo(y.dtype).tiny)
+    diagonal = (fine[:, :, 0] - fine[:, :, 1] - fine[:, :, 2] + fine[:, :, 3]) / 2
+    return (diagonal.abs().flatten(2).median(dim=2, keepdim=True).values / MEDIAN).square()
 
 
 def _energy_where_flat(x: Tensor, missed: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from operators.wiener import CAUTION, MARGIN, NEIGHBOURS, STRIDE
 from silo.metrics import psnr
 from silo.noise import LARGEST
 from silo.request import RestorationRequest
-from tests.photos import as_jpeg, photo
+from tests.photos import as_jpeg, as_of_a_camera, photo
 
 
 def _noise(like: Tensor, sigma: float) -> Tensor:
@@ -151,3 +151,18 @@ def test_the_noise_of_a_photo_is_what_it_shows() -> None:
     rows = torch.arange(64) % 2 * 2.0 - 1
     board = (rows[:, None] * rows).expand(1, 3, -1, -1)
     assert RestorationRequest("denoising", board).effective_noise_sigma == LARGEST
+
+
+def test_more_of_noise_that_a_camera_has_smoothed_is_taken_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clean = photo("coffee")
+    came, white = as_of_a_camera(clean, 0.06), clean + _noise(clean, 0.06)
+    errors = []
+    for smoothed in (wiener.SMOOTHED, wiener.COLOURED):
+        monkeypatch.setattr(wiener, "SMOOTHED", smoothed)
+        kept = [Denoising().explain(_smooth(clean), y, 0.06) for y in (came, white)]
+        errors.append([float((each - clean).square().mean()) for each in kept])
+    (of_camera, of_white), (as_if_white, same) = errors
+    assert of_camera < 0.9 * as_if_white
+    assert of_white == same

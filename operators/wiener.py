@@ -56,17 +56,16 @@ def without_noise(y: Tensor, noise_sigma: float) -> Tensor:
 
 def _energy_of_noise(missed: Tensor, y: Tensor, noise_sigma: float, flat: Tensor) -> Tensor:
     """What to take off by channel and frequency, (B, 3, 64)."""
-    white = 4 * noise_sigma**2 * _shares(y).clamp(min=1)
-    fine = _finest_energy(y).mean(dim=1, keepdim=True)
-    smoothed = SMOOTHER**2 * fine < 4 * noise_sigma**2
+    fine = _finest_energy(y)
+    white = 4 * noise_sigma**2 * _shares(fine).clamp(min=1)
+    smoothed = SMOOTHER**2 * fine.mean(dim=1, keepdim=True) < 4 * noise_sigma**2
     largest = torch.where(smoothed, SMOOTHED, COLOURED) ** 2 * white
     return CAUTION * _energy_where_flat(flat, missed).clamp(white, largest)
 
 
-def _shares(y: Tensor) -> Tensor:
-    """The energy of noise by channel, (B, 3, 1), as multiples of the mean of the three."""
-    fine = _finest_energy(y)
-    return fine / fine.mean(dim=1, keepdim=True).clamp(min=torch.finfo(y.dtype).tiny)
+def _shares(fine: Tensor) -> Tensor:
+    """The energy of the finest detail by channel, (B, 3, 1), as multiples of their mean."""
+    return fine / fine.mean(dim=1, keepdim=True).clamp(min=torch.finfo(fine.dtype).tiny)
 
 
 def _finest_energy(y: Tensor) -> Tensor:

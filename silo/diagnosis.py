@@ -10,10 +10,8 @@ from silo.matching import find_blur, may_be_shaken
 from silo.noise import estimate_noise, estimate_noise_where_flat
 from silo.shake import estimate_shake
 
-LEAST_BLUR, BLUR_OF_NOISE = (
-    0.9,
-    10.0,
-)  # px: sharp photos are found to have up to 0.8, noisy ones more
+# In pixels: sharp photos are found to have up to 0.8, and noisy ones more.
+LEAST_BLUR, BLUR_OF_NOISE = 0.9, 10.0
 # The pits that a photo's cepstrum has without a shake are up to 14 times as deep as is common; up
 # to 24 times where there is blur, in pixels, and no noise, in [0, 1]. Those of shakes are 20 to 100
 # times as deep, and in noise 7 to 60 times.

@@ -49,21 +49,22 @@ def find_compression(picture: Tensor) -> Compression | None:
     Returns:
         None where it shows none of these.
     """
-    best, best_share, coefficients = None, LEAST_SHARE, None
+    best, best_share = None, LEAST_SHARE
     for turns in range(4):
         upright = _coefficients(middle(torch.rot90(picture, -turns, (-2, -1))).float())
         quality, share = _find_quality(upright)
         if share >= best_share + (0 if best is None else TIED):
-            best, best_share, coefficients = Compression(quality, turns), share, upright
+            best, best_share = (Compression(quality, turns), upright), share
         if best_share >= CERTAIN:
             break
-    if best is None or coefficients is None:
+    if best is None:
         return None
-    return replace(best, quality=_quality_before(coefficients, best.quality) or best.quality)
+    found, coefficients = best
+    return replace(found, quality=_quality_before(coefficients, found.quality) or found.quality)
 
 
 def _coefficients(picture: Tensor) -> Tensor:
-    """The coefficients (N, 64) of blocks of an upright picture that were not cut off at white."""
+    """The coefficients (N, 64) of an upright picture's blocks without clipped pixels."""
     if min(picture.shape[-2:]) < 8:
         return picture.new_zeros(0, 64)
     clipped = F.max_pool2d(picture.abs().amax(dim=1, keepdim=True), 8) > LARGEST

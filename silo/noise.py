@@ -14,7 +14,7 @@ _MAD_OF_NORMAL = 0.6745  # median of |x|, x standard normal
 # Noise is looked for in the flattest tenth of so many blocks, evenly spread. Of fewer the flattest
 # are not flat.
 FLAT, BLOCKS, LEAST_BLOCKS = 0.1, 4096, 512
-CLEARLY = 1.3
+CLEARLY = 1.3  # times what the finest detail shows; of white noise the two are alike
 # How flat a block is, its lowest frequencies tell, of which the sum of rows and columns is up to
 # this. What noise they have, those of the next two sums tell: those of flat blocks have less.
 LOWEST = 2

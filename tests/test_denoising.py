@@ -33,7 +33,7 @@ def test_it_is_an_empirical_wiener_filter_of_sliding_blocks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(wiener, "COLOURED", 1.0)  # white noise: its energy is known
-    monkeypatch.setattr(wiener, "_shares", lambda y: y.new_ones(1, 3, 1))
+    monkeypatch.setattr(wiener, "_shares", torch.ones_like)
     monkeypatch.setattr(denoising, "LEAST_SPECKS", 1.0)
     clean = photo(side=40).double()
     x, y, sigma = _smooth(clean), clean + _noise(clean, 0.04), 0.04
@@ -85,7 +85,7 @@ def test_smooth_noise_is_found_where_the_restoration_is_flat(
     x = _smooth(clean)
     found = Denoising().explain(x, y, 0.045)
     monkeypatch.setattr(wiener, "COLOURED", 1.0)
-    monkeypatch.setattr(wiener, "_shares", lambda y: y.new_ones(1, 3, 1))
+    monkeypatch.setattr(wiener, "_shares", torch.ones_like)
     white = Denoising().explain(x, y, 0.045)
     assert psnr(found, clean).item() > psnr(white, clean).item() + 0.5
 
@@ -118,7 +118,7 @@ def test_of_grey_noise_brightness_has_more(monkeypatch: pytest.MonkeyPatch) -> N
     clean = photo("chelsea")
     y = clean + _noise(clean[:, :1], 0.08)
     better = psnr(Denoising().explain(_smooth(clean), y, 0.08), clean).item()
-    monkeypatch.setattr(wiener, "_shares", lambda y: y.new_ones(1, 3, 1))
+    monkeypatch.setattr(wiener, "_shares", torch.ones_like)
     assert better > psnr(Denoising().explain(_smooth(clean), y, 0.08), clean).item() + 1
 
 

@@ -4,11 +4,12 @@ import copy
 import math
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from silo.captions import build_tokenizer
-from silo.muon import MuonAdamW
+from silo.muon import MOMENTUM, Muon, MuonAdamW, orthogonal
 from silo.train_denoiser import DenoiserTraining, TextToLatent
 from silo.training_loop import TrainingLoop
 
@@ -53,6 +54,41 @@ def test_a_step_is_orthogonal_and_as_long_as_one_of_adamw() -> None:
     torch.testing.assert_close(
         (before.linear.bias - model.linear.bias).abs(), torch.full((5,), RATE), rtol=1e-3, atol=0
     )
+
+
+def test_matrices_move_as_by_the_optimizer_of_torch() -> None:
+    ours, theirs = Network().linear, Network().linear
+    optimizers = (
+        Muon([ours.weight], RATE, 0.1),
+        torch.optim.Muon(
+            [theirs.weight],
+            lr=RATE,
+            momentum=MOMENTUM,
+            weight_decay=0.1,
+            adjust_lr_fn="match_rms_adamw",
+        ),
+    )
+    before = ours.weight.detach().clone()
+    for step in range(3):
+        inputs = torch.randn(32, 24, generator=torch.Generator().manual_seed(step))
+        for layer, optimizer in zip((ours, theirs), optimizers, strict=True):
+            optimizer.zero_grad()
+            layer(inputs).square().mean().backward()
+            optimizer.step()
+    moved = (theirs.weight - before).norm()
+    assert (ours.weight - theirs.weight).norm() < 0.02 * moved  # theirs rounds to bfloat16
+
+
+@pytest.mark.parametrize("has_bfloat16", [False, True])
+def test_it_computes_in_what_the_cpu_multiplies_fast(
+    has_bfloat16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("silo.muon._multiplies_bfloat16", lambda device: has_bfloat16)
+    matrix = torch.randn(12, 7, generator=torch.Generator().manual_seed(0))
+    direction = orthogonal(matrix)
+    assert direction.dtype == torch.float32 and direction.shape == matrix.shape
+    is_rounded = torch.equal(direction, direction.bfloat16().float())
+    assert is_rounded == has_bfloat16
 
 
 def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:

@@ -195,23 +195,29 @@ def folder(tmp_path: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class _SmallAutoencoderBatches(AutoencoderTraining):
+class _SmallAutoencoder(AutoencoderTraining):
+    width: int = 8
+    encoder_blocks: tuple[int, ...] = (0, 0, 0, 1)
+    decoder_blocks: tuple[int, ...] = (1, 0, 0, 0)
     batch: int = 2
     crop: int = 64
 
 
 @dataclass(frozen=True)
-class _SmallDenoiserBatches(DenoiserTraining):
+class _SmallDenoiser(DenoiserTraining):
+    widths: tuple[int, ...] = (32, 64)
+    head_width: int = 32
+    text_width: int = 32
     batch: int = 2
 
 
 @pytest.fixture
 def small_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The networks of a prior in small batches, and its time told after two steps for six."""
+    """A prior of small networks, and its time told after two steps for six."""
     monkeypatch.setattr(training_cost, "FEW", 1)
     monkeypatch.setattr(training_cost, "MORE", 2)
-    monkeypatch.setattr("silo.train_prior.AutoencoderTraining", _SmallAutoencoderBatches)
-    monkeypatch.setattr("silo.train_prior.DenoiserTraining", _SmallDenoiserBatches)
+    monkeypatch.setattr("silo.train_prior.AutoencoderTraining", _SmallAutoencoder)
+    monkeypatch.setattr("silo.train_prior.DenoiserTraining", _SmallDenoiser)
 
 
 def test_train_prior_makes_a_prior_and_train_operator_an_operator_for_it(
@@ -254,19 +260,23 @@ def test_a_prior_can_begin_with_another_one() -> None:
 def test_a_prior_keeps_what_is_trained_for_no_steps_from_the_one_it_begins_with(
     folder: Path, tmp_path: Path, small_training: None
 ) -> None:
-    output = tmp_path / "prior"
-    arguments = ["--train_data_dir", str(folder), "--output_dir", str(output)]
-    arguments += ["--pretrained_model_name_or_path", "tiny", "--denoiser_steps", "1"]
-    arguments += ["--autoencoder_steps", "0", "--decoder_steps", "0"]
-    assert train_prior(arguments) == 0
-    old, new = (load_start(name, DenoiserTraining()) for name in ("tiny", str(output / "pipeline")))
-    kept = old.autoencoder.state_dict()
+    def train(output: str, *options: str) -> Path:
+        arguments = ["--train_data_dir", str(folder), "--output_dir", str(tmp_path / output)]
+        assert train_prior([*arguments, "--denoiser_steps", "1", *options]) == 0
+        return tmp_path / output / "pipeline"
+
+    first = train("first", "--autoencoder_steps", "1", "--decoder_steps", "1")
+    begun = ["--pretrained_model_name_or_path", str(first)]
+    kept = ["--autoencoder_steps", "0", "--decoder_steps", "0"]
+    second = train("second", *begun, *kept)
+    old, new = (load_start(str(place), _SmallDenoiser()) for place in (first, second))
+    weights = old.autoencoder.state_dict()
     for name, weight in new.autoencoder.state_dict().items():
-        assert torch.equal(weight, kept[name]), name
+        assert torch.equal(weight, weights[name]), name
     before, after = old.denoiser.state_dict(), new.denoiser.state_dict()
     assert not all(torch.equal(before[name], after[name]) for name in before)
     with pytest.raises(BadRequest, match="--autoencoder_steps above 0"):
-        train_prior([*arguments, "--latent_channels", "12"])
+        train("wider", *begun, *kept, "--latent_channels", "12")
 
 
 @pytest.fixture

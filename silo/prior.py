@@ -18,7 +18,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 
-from silo.errors import BadRequest, HubUnavailable, OutOfMemory, PriorFileError
+from silo.errors import HubUnavailable, NumericalError, OutOfMemory, PriorFileError
 from silo.fingerprint import network_fingerprint
 from silo.memory import is_out_of_memory
 from silo.prior_files import EMBEDDED_NAME, Components, load_components, locate
@@ -195,7 +195,7 @@ class LatentPrior:
             (B, 3, h * scale_factor, w * scale_factor), in [-1, 1] if clamped.
 
         Raises:
-            BadRequest: the latents are not finite numbers.
+            NumericalError: the latents are not finite numbers.
         """
         self.decodes += 1
         scale = self._vae.config.scaling_factor
@@ -205,7 +205,7 @@ class LatentPrior:
 
         (images,) = self._finite("_vae", "the decoder", run, latents)
         if not torch.isfinite(images).all():
-            raise BadRequest(
+            raise NumericalError(
                 "the sampler diverged: guide it less (a smaller eta or omega), or take more steps."
             )
         return images.clamp(-1, 1) if clamp else images

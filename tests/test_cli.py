@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from operators.catalog import find_operator
-from operators.convolutional import CompactCNN
+from operators.convolutional import CompactCNN, PaperCNN
 from operators.errors import OperatorNotFound
 from silo.__main__ import main
 from silo.images import load_image, read_parameters, save_png
@@ -177,10 +178,63 @@ def test_another_mask_or_other_weights_of_the_same_name_are_restored_with_anew(
         assert not is_done(*enlarge) and is_done(*enlarge)
 
 
-def test_samples_go_to_files_of_their_own(restore, photos: Path, tmp_path: Path) -> None:
-    assert restore(photos / "p0.png", "--samples", 2, "--out", tmp_path / "s.png") == 0
+def test_samples_go_to_files_of_their_own(restore, photos: Path, tmp_path: Path, capsys) -> None:
+    several = ("--samples", 2, "--out", tmp_path / "s.png", "--json")
+    assert restore(photos / "p0.png", *several) == 0
     first, second = (load_image(tmp_path / f"s_{i}.png").pixels for i in (1, 2))
     assert not torch.equal(first, second)
+    report = json.loads(capsys.readouterr().out)
+    assert restore(photos / "p0.png", *several) == 0
+    again = json.loads(capsys.readouterr().out)  # an object for what is up to date, too
+    assert (report["skipped"], again["skipped"]) == (False, True)
+    assert again["output"] == [str(tmp_path / f"s_{i}.png") for i in (1, 2)]
+    assert {**again, "skipped": False}.items() <= report.items()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["r_1.png", "--out", "r.png", "--samples", "2"],
+        ["a.png", "a_restored_1.png", "--samples", "2", "--seed", "1"],
+        ["a.png", "--task", "inpainting_free", "--mask", "m.png", "--out", "m.png"],
+    ],
+)
+def test_no_restoration_replaces_what_it_is_made_from(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("r_1.png", "a.png", "a_restored_1.png", "m.png"):
+        save_png(name, torch.zeros(3, 8, 8))
+    # The prior does not exist either, but that is not looked at yet.
+    assert main(["restore", "--task", "denoising", "--prior", "no/prior/here", *arguments]) == 2
+    assert "is one of the inputs" in capsys.readouterr().err
+
+
+def test_a_picture_that_does_not_fit_or_diverges_ends_no_folder(
+    photos: Path, tmp_path: Path, tiny_prior_folder: Path, capsys
+) -> None:
+    small, wild = (
+        PaperCNN(latent_size=16, embedding_dim=64),
+        CompactCNN(width=8, blocks=1, groups=4),
+    )
+    torch.nn.init.constant_(wild.output.weight, 3e38)
+    for name, operator in (("small", small), ("wild", wild)):
+        operator.metadata = {"task": "super_resolution_x4", "prior": "test"}
+        operator.save_pretrained(tmp_path / name)
+    (photos / "p2.png").unlink()
+    save_png(photos / "p1.png", load_image(photos / "p1.png").pixels[..., :32])
+    given = ["restore", str(photos), "--prior", str(tiny_prior_folder), "--steps", "1"]
+    given += ["--task", "super_resolution_x4", "--operator"]
+    assert main([*given, str(tmp_path / "small")]) == 1
+    told = capsys.readouterr()
+    assert "1 of 2 pictures failed" in told.err and "p0.png: this operator works on" in told.err
+    assert [Path(line).name for line in told.out.split()] == ["p1_restored.png"]
+    assert main([*given, str(tmp_path / "wild")]) == 1
+    told = capsys.readouterr()
+    assert "2 of 2 pictures failed" in told.err and told.err.count("the sampler diverged") == 2
+    # What is wrong with every picture ends it before the first.
+    assert main([*given, str(tmp_path / "missing")]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
 
 
 @pytest.mark.parametrize(
@@ -191,9 +245,12 @@ def test_samples_go_to_files_of_their_own(restore, photos: Path, tmp_path: Path)
         (["--eta", "nan"], "eta"),
         (["--prior", "no/such-prior-folder/here"], "prior"),
         (["--operator", "{missing}"], "missing"),
-        (["--task", "inpainting_free"], "needs a mask"),
+        (["--task", "inpainting_free", "--operator", "{free}"], "needs a mask"),
         (["--mask", "{photos}/p1.png"], "takes no mask"),
-        (["--task", "inpainting_free", "--mask", "{small}"], "8 x 8"),
+        (
+            ["--task", "inpainting_free", "--operator", "{free}", "--mask", "{small}"],
+            "8 x 8",
+        ),
         (["--operator", "{pickle}"], "safetensors"),
         (["--operator", "{truncated}"], "truncated"),
         (["--operator", "{nan}"], "nan"),
@@ -210,7 +267,7 @@ def test_a_wrong_call_is_one_line_exit_code_2_and_nothing_written(
     message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    places = {name: tmp_path / name for name in ("missing", "pickle", "truncated", "nan")}
+    places = {name: tmp_path / name for name in ("missing", "pickle", "truncated", "free", "nan")}
     places["pickle"].mkdir()
     (places["pickle"] / "config.json").write_text((operator / "config.json").read_text())
     torch.save({}, places["pickle"] / "model.pt")
@@ -218,6 +275,9 @@ def test_a_wrong_call_is_one_line_exit_code_2_and_nothing_written(
     weights = places["truncated"] / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     network = CompactCNN.from_pretrained(operator)
+    network.metadata = {"task": "inpainting_free", "prior": "test"}
+    network.save_pretrained(places["free"])
+    network.metadata = {}
     places["nan"].mkdir()
     torch.nn.init.constant_(network.input.weight, 1.0)
     network.save_pretrained(places["nan"])
@@ -277,6 +337,42 @@ def test_degrade_writes_the_mask_it_drew(photos: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(measured, kept, atol=1 / 127, rtol=0)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["x.png", "--out", "x.png"],
+        ["x_mask.png", "--out", "x.png"],  # where the mask would go
+        ["x.png", "--mask", "x_mask.png", "--out", "x_mask.png"],
+    ],
+)
+def test_degrade_replaces_no_input(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("x.png", "x_mask.png"):
+        save_png(name, (torch.arange(64.0) - 32).reshape(8, 8).expand(3, -1, -1).clamp(-1, 1))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert main(["degrade", *arguments, "--task", "inpainting_random"]) == 2
+    assert "is one of the inputs" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_degrade_tells_what_it_did_not_take_over(tmp_path: Path, capsys) -> None:
+    Image.new("RGBA", (8, 8)).save(tmp_path / "clear.png")
+    arguments = ["--task", "denoising", "--out", str(tmp_path / "noisy.png")]
+    assert main(["degrade", str(tmp_path / "clear.png"), *arguments]) == 0
+    assert "clear.png: its transparent areas" in capsys.readouterr().err
+
+
+def test_an_interrupted_command_is_no_error(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def interrupted(_: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("silo.commands.degrade.main", interrupted)
+    assert main(["degrade"]) == 130
+    assert capsys.readouterr().err == "stopped; what was finished is kept.\n"
+
+
 def test_help_is_quick_to_import_and_unknown_commands_are_named() -> None:
     script = (
         "import sys; from silo.__main__ import main; code = main(['--help'])\n"
@@ -302,6 +398,11 @@ def test_help_is_quick_to_import_and_unknown_commands_are_named() -> None:
             ["restore", "a.png", "--task", "gaussian_blur", "--sampler", "no"],
             "--sampler.*silo-fast",
         ),
+        *(
+            (["restore", "a.png", "--set", text], f"'{text}' is not NAME=NUMBER")
+            for text in ("omega=abc", "omega")
+        ),
+        (["restore", "a.png", "--samples", "1000000000"], "--samples"),
         (["operators", "pull"], "required: ORG/NAME"),
     ],
 )

@@ -11,7 +11,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from silo import hub, prior_files
-from silo.errors import BadRequest, HubUnavailable, PriorFileError, UnknownPrior
+from silo.errors import HubUnavailable, NumericalError, PriorFileError, UnknownPrior
 from silo.prior import (
     LatentPrior,
     alphas_cumprod,
@@ -200,7 +200,7 @@ def test_only_an_unclamped_decoding_has_a_gradient_beyond_the_range(tiny_prior):
 
 def test_latents_that_are_not_finite_are_refused_and_change_nothing(tiny_prior_folder):
     prior = LatentPrior.load(tiny_prior_folder, dtype=torch.float16)
-    with pytest.raises(BadRequest, match="diverged"):
+    with pytest.raises(NumericalError, match="diverged"):
         prior.decode(torch.full((1, 4, 4, 4), torch.nan))
     assert prior._vae.dtype == torch.float16 and not prior.notices
 

@@ -7,102 +7,92 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from operators.catalog import TASKS
+from operators.degradation import Degradation
 from operators.errors import OperatorError
 from silo.allocation import keep_freed_memory
 from silo.caption import Captioner
 from silo.command_line import CommandParser
 from silo.decoding import SUFFIXES
-from silo.devices import DTYPES, peak_memory, pick_device, pick_dtype
+from silo.devices import DTYPES, dtype_name, peak_memory, pick_device, pick_dtype
 from silo.diagnosis import require_task
-from silo.errors import BadImage, BadMask, BadRequest, CannotSave, OutOfMemory, Unrestorable
+from silo.errors import (
+    BadImage,
+    BadMask,
+    BadRequest,
+    CannotSave,
+    NumericalError,
+    OutOfMemory,
+    Unrestorable,
+)
 from silo.images import load_image, read_parameters, require_png, save_png, to_pil
 from silo.lpips import find_weights
 from silo.masks import load_mask
 from silo.metrics import scores
 from silo.own_degradation import load_degradation
 from silo.prior import load_or_embedded
-from silo.request import PRESETS, RestorationRequest, check_task
+from silo.request import MAX_SAMPLES, PRESETS, RestorationRequest, check_task
 from silo.restorer import Finishing, Progress, Restorer, Result
 from silo.samplers import SAMPLERS
 
-# What can be wrong with one picture of many; anything else is wrong with the call.
-PICTURE_ERRORS = (BadImage, BadMask, CannotSave, OutOfMemory, Unrestorable)
+# What can be wrong with one picture of many; anything else is wrong with the call. An operator may
+# not fit a picture's size; whether there is one at all is known before the first picture.
+PICTURE_ERRORS = (
+    BadImage,
+    BadMask,
+    CannotSave,
+    NumericalError,
+    OperatorError,
+    OutOfMemory,
+    Unrestorable,
+)
 # What is for damage that is named.
 FOR_A_TASK = ("simulate", "degradation", "operator", "mask", "blur_std")
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What all pictures of a call are restored with, loaded once.
+
+    Attributes:
+        restorer: with the operator that was named.
+        degradation: of a task of one's own.
+        mask: (1, 1, H, W), 1 = known.
+        mask_sha256: of the mask's file.
+        captioner: what writes the prompts, if it is to.
+    """
+
+    restorer: Restorer
+    degradation: Degradation | None
+    mask: Tensor | None
+    mask_sha256: str | None
+    captioner: Captioner | None
 
 
 def main(argv: list[str]) -> int:
     """Restore; returns 0, or 1 when some of several pictures failed."""
     arguments = _parser().parse_args(argv)
-    sampler = arguments.sampler or PRESETS[arguments.preset].sampler
-    if arguments.task == "":
-        _check_unnamed(arguments)
-    elif arguments.task in TASKS:  # one of the user's own is known once its operator is loaded
-        check_task(arguments.task, sampler)
-    if arguments.operator is not None and not SAMPLERS[sampler].needs_operator:
-        raise BadRequest(f"{sampler} uses no latent operator: leave --operator out.")
-    if arguments.simulate:
-        find_weights("alex")  # a folder without any is told now, not after a restoration
+    arguments.sampler = arguments.sampler or PRESETS[arguments.preset].sampler
+    _check_options(arguments)
     pictures = find_pictures(arguments.inputs)
-    outputs = plan_outputs(arguments.inputs, pictures, arguments.out)
-    keep_freed_memory()
-    device = pick_device(arguments.device)
-    prior, notice = load_or_embedded(
-        arguments.prior, device=device, dtype=pick_dtype(device, arguments.dtype)
+    outputs = plan_outputs(
+        arguments.inputs, pictures, arguments.out, samples=arguments.samples, mask=arguments.mask
     )
-    if notice is not None:
-        _say(notice)
-    restorer = Restorer(prior, operator=arguments.operator)
-    degradation = None
-    if arguments.degradation is not None:
-        degradation = load_degradation(arguments.degradation).degradation
-        trained_for = restorer.task(arguments.task).degradation
-        if dict(degradation.parameters) != dict(trained_for.parameters):
-            _say(f"{arguments.degradation} is not what the operator was trained for.")
-    elif arguments.task not in ("", *TASKS):
-        degradation = restorer.task(arguments.task).degradation
-    mask = mask_sha256 = None
-    if arguments.mask is not None:
-        mask, mask_sha256 = load_mask(arguments.mask), _sha256(arguments.mask)
-    captioner = Captioner(device=device) if arguments.caption else None
+    keep_freed_memory()
+    shared = _load(arguments)
     failures = []
-    for index, (picture, output) in enumerate(zip(pictures, outputs, strict=True)):
+    for index, (picture, paths) in enumerate(zip(pictures, outputs, strict=True)):
+        title = picture.name if len(pictures) == 1 else f"{index + 1}/{len(pictures)}"
         try:
-            loaded = load_image(picture)
-            task = arguments.task or _found(restorer, sampler, picture, loaded.pixels)
-            request = RestorationRequest(
-                task=task,
-                image=loaded.pixels,
-                simulate=arguments.simulate,
-                degradation=degradation,
-                mask=mask,
-                prompt=captioner.describe(to_pil(loaded.pixels)) if captioner else arguments.prompt,
-                negative_prompt=arguments.negative_prompt,
-                guidance_scale=arguments.guidance_scale,
-                sampler=arguments.sampler,
-                preset=arguments.preset,
-                steps=arguments.steps,
-                eta=arguments.eta,
-                noise_sigma=arguments.noise_sigma,
-                blur_std=arguments.blur_std,
-                keep_known=arguments.keep_known,
-                clamp=arguments.clamp,
-                hyperparameters=dict(arguments.hyperparameters),
-                samples=arguments.samples,
-                seed=arguments.seed,
-            )
-            title = picture.name if len(pictures) == 1 else f"{index + 1}/{len(pictures)}"
-            _restore_one(restorer, request, picture, mask_sha256, output, title, arguments.json)
-            for line in loaded.notices:
-                _say(line)
+            _restore_one(arguments, shared, picture, paths, title)
         except PICTURE_ERRORS as error:
             if len(pictures) == 1:
                 raise
@@ -114,6 +104,19 @@ def main(argv: list[str]) -> int:
     return 1 if failures else 0
 
 
+def _check_options(arguments: argparse.Namespace) -> None:
+    """Tell what is wrong with a call before anything is loaded for it."""
+    sampler = arguments.sampler
+    if arguments.task == "":
+        _check_unnamed(arguments)
+    elif arguments.task in TASKS:  # one of the user's own is known once its operator is loaded
+        check_task(arguments.task, sampler)
+    if arguments.operator is not None and not SAMPLERS[sampler].needs_operator:
+        raise BadRequest(f"{sampler} uses no latent operator: leave --operator out.")
+    if arguments.simulate:
+        find_weights("alex")  # a folder without any is told now, not after a restoration
+
+
 def _check_unnamed(arguments: argparse.Namespace) -> None:
     for name in FOR_A_TASK:
         value = getattr(arguments, name)
@@ -122,21 +125,35 @@ def _check_unnamed(arguments: argparse.Namespace) -> None:
             raise BadRequest(f"{option} is for damage that is named: add --task.")
 
 
-def _found(restorer: Restorer, sampler: str, picture: Path, photo: Tensor) -> str:
-    """The task for a photo by what it shows, which is told; it can be done, too.
+def _load(arguments: argparse.Namespace) -> _Shared:
+    device = pick_device(arguments.device)
+    prior, notice = load_or_embedded(
+        arguments.prior, device=device, dtype=pick_dtype(device, arguments.dtype)
+    )
+    if notice is not None:
+        _say(notice)
+    restorer = Restorer(prior, operator=arguments.operator)
+    degradation = _own_degradation(arguments, restorer)
+    if arguments.task and SAMPLERS[arguments.sampler].needs_operator:
+        restorer.reads_features(arguments.task)  # which loads its operator
+    mask = mask_sha256 = None
+    if arguments.mask is not None:
+        mask, mask_sha256 = load_mask(arguments.mask), _sha256(arguments.mask)
+    captioner = Captioner(device=device) if arguments.caption else None
+    return _Shared(restorer, degradation, mask, mask_sha256, captioner)
 
-    Raises:
-        Unrestorable: there is none, or no operator or sampler for it.
-    """
-    task = require_task(photo)
-    _say(f"{picture.name} shows {task}.")
-    try:
-        check_task(task, sampler)
-        if SAMPLERS[sampler].needs_operator:
-            restorer.reads_features(task)  # which loads its operator
-    except (BadRequest, OperatorError) as error:
-        raise Unrestorable(f"It shows {task}: {error}") from error
-    return task
+
+def _own_degradation(arguments: argparse.Namespace, restorer: Restorer) -> Degradation | None:
+    """What --degradation names, or what the operator for a task of one's own was trained for."""
+    if arguments.degradation is not None:
+        degradation = load_degradation(arguments.degradation).degradation
+        trained_for = restorer.task(arguments.task).degradation
+        if dict(degradation.parameters) != dict(trained_for.parameters):
+            _say(f"{arguments.degradation} is not what the operator was trained for.")
+        return degradation
+    if arguments.task not in ("", *TASKS):
+        return restorer.task(arguments.task).degradation
+    return None
 
 
 def find_pictures(inputs: Iterable[Path]) -> list[Path]:
@@ -159,11 +176,18 @@ def find_pictures(inputs: Iterable[Path]) -> list[Path]:
     return pictures
 
 
-def plan_outputs(inputs: list[Path], pictures: list[Path], out: Path | None) -> list[Path]:
-    """Where each picture's restoration goes; makes no folder yet.
+def plan_outputs(
+    inputs: list[Path],
+    pictures: list[Path],
+    out: Path | None,
+    *,
+    samples: int,
+    mask: Path | None,
+) -> list[list[Path]]:
+    """The files that each picture's restorations go to, one a sample; makes no folder yet.
 
     `out` is a file for one picture if it ends in .png, else a folder. Without it a picture's
-    restoration lies beside it, and a folder's in FOLDER_restored.
+    restoration lies beside it, and a folder's in FOLDER_restored. Several samples are numbered.
 
     Raises:
         BadRequest: two restorations, or a restoration and an input, would share a file; or `out` is
@@ -185,56 +209,108 @@ def plan_outputs(inputs: list[Path], pictures: list[Path], out: Path | None) -> 
             elif folder.resolve() in folders:
                 folder = folder.resolve().with_name(folder.resolve().name + "_restored")
             outputs.append(folder / f"{picture.stem}_restored.png")
-    sources = {picture.resolve() for picture in pictures}
-    taken: dict[Path, Path] = {}
-    for picture, output in zip(pictures, outputs, strict=True):
-        if output.resolve() in sources:
-            raise BadRequest(f"{output} is one of the inputs; restore into another --out folder.")
-        other = taken.setdefault(output.resolve(), picture)
-        if other is not picture:
-            raise BadRequest(
-                f"{other} and {picture} would both become {output}: rename one of them, or restore "
-                "them one after the other into different --out folders."
-            )
-    return outputs
+    planned = [_sample_paths(output, samples) for output in outputs]
+    _check_collisions(pictures, planned, mask)
+    return planned
 
 
-def sample_paths(output: Path, samples: int) -> list[Path]:
+def _sample_paths(output: Path, samples: int) -> list[Path]:
     """The files of the samples: `output` itself, or NAME_1.png, NAME_2.png, ... of several."""
     if samples == 1:
         return [output]
     return [output.with_stem(f"{output.stem}_{index + 1}") for index in range(samples)]
 
 
+def _check_collisions(pictures: list[Path], planned: list[list[Path]], mask: Path | None) -> None:
+    """Raise BadRequest if one file would hold two restorations, or be read and written."""
+    sources = {path.resolve() for path in (*pictures, *([mask] if mask else []))}
+    taken: dict[Path, Path] = {}
+    for picture, paths in zip(pictures, planned, strict=True):
+        for path in paths:
+            if path.resolve() in sources:
+                raise BadRequest(f"{path} is one of the inputs; restore into another --out folder.")
+            other = taken.setdefault(path.resolve(), picture)
+            if other is not picture:
+                raise BadRequest(
+                    f"{other} and {picture} would both become {path}: rename one of them, or "
+                    "restore them one after the other into different --out folders."
+                )
+
+
 def _restore_one(
-    restorer: Restorer,
-    request: RestorationRequest,
-    picture: Path,
-    mask_sha256: str | None,
-    output: Path,
-    title: str,
-    as_json: bool,
+    arguments: argparse.Namespace, shared: _Shared, picture: Path, paths: list[Path], title: str
 ) -> None:
+    """Restore a picture into `paths`, unless the same restoration lies there already."""
+    loaded, restorer = load_image(picture), shared.restorer
+    request = _request(arguments, shared, picture, loaded.pixels)
     record = {
         **restorer.parameters(request),
         "input": {"name": picture.name, "sha256": _sha256(picture)},
-        "mask": mask_sha256,
+        "mask": shared.mask_sha256,
         "weights": restorer.weights(request),
     }
-    paths = sample_paths(output, request.samples)
     if all(_is_done(path, record) for path in paths):
-        _say(f"{output} is up to date: skipped.")
-        return
-    result = _run(restorer, request, title)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    for path, image in zip(paths, result.image_by_image(), strict=True):
-        save_png(path, image, record)
-    for line in result.notices:
-        _say(line if title == picture.name else f"{picture.name}: {line}")
-    if as_json:
-        print(json.dumps(_report(restorer, request, result, paths)), flush=True)
+        _say(f"{', '.join(map(str, paths))}: up to date, skipped.")
+        result = None
     else:
+        result = _run(restorer, request, title)
+        paths[0].parent.mkdir(parents=True, exist_ok=True)
+        for path, image in zip(paths, result.image_by_image(), strict=True):
+            save_png(path, image, record)
+        for line in result.notices:
+            _say(line if title == picture.name else f"{picture.name}: {line}")
+    if arguments.json:
+        report = _report(record, paths, result, restorer.prior.device)
+        print(json.dumps(report), flush=True)
+    elif result is not None:
         print(*paths, sep="\n", flush=True)
+    for line in loaded.notices:
+        _say(line)
+
+
+def _request(
+    arguments: argparse.Namespace, shared: _Shared, picture: Path, pixels: Tensor
+) -> RestorationRequest:
+    task = arguments.task or _found(shared.restorer, arguments.sampler, picture, pixels)
+    captioner = shared.captioner
+    return RestorationRequest(
+        task=task,
+        image=pixels,
+        simulate=arguments.simulate,
+        degradation=shared.degradation,
+        mask=shared.mask,
+        prompt=arguments.prompt if captioner is None else captioner.describe(to_pil(pixels)),
+        negative_prompt=arguments.negative_prompt,
+        guidance_scale=arguments.guidance_scale,
+        sampler=arguments.sampler,
+        preset=arguments.preset,
+        steps=arguments.steps,
+        eta=arguments.eta,
+        noise_sigma=arguments.noise_sigma,
+        blur_std=arguments.blur_std,
+        keep_known=arguments.keep_known,
+        clamp=arguments.clamp,
+        hyperparameters=dict(arguments.hyperparameters),
+        samples=arguments.samples,
+        seed=arguments.seed,
+    )
+
+
+def _found(restorer: Restorer, sampler: str, picture: Path, photo: Tensor) -> str:
+    """The task for a photo by what it shows, which is told; it can be done, too.
+
+    Raises:
+        Unrestorable: there is none, or no operator or sampler for it.
+    """
+    task = require_task(photo)
+    _say(f"{picture.name} shows {task}.")
+    try:
+        check_task(task, sampler)
+        if SAMPLERS[sampler].needs_operator:
+            restorer.reads_features(task)  # which loads its operator
+    except (BadRequest, OperatorError) as error:
+        raise Unrestorable(f"It shows {task}: {error}") from error
+    return task
 
 
 def _sha256(path: Path) -> str:
@@ -263,23 +339,28 @@ def _run(restorer: Restorer, request: RestorationRequest, title: str) -> Result:
 
 
 def _report(
-    restorer: Restorer, request: RestorationRequest, result: Result, paths: list[Path]
+    record: dict[str, Any], paths: list[Path], result: Result | None, device: torch.device
 ) -> dict[str, Any]:
+    """What --json tells of a picture; of one that was up to date, without a `result`, less."""
     names = [str(path) for path in paths]
+    told = ("task", "sampler", "steps", "eta", "hyperparameters", "seed", "prior", "operator")
     report = {
         "output": names[0] if len(names) == 1 else names,
-        **{key: result.parameters[key] for key in ("task", "sampler", "steps")},
+        "skipped": result is None,
+        **{key: record[key] for key in told},
+    }
+    if result is None:
+        return report
+    report |= {
         "nfe": result.nfe,
         "encodes": result.encodes,
         "decodes": result.decodes,
-        **{key: result.parameters[key] for key in ("eta", "hyperparameters", "seed")},
         "seconds": round(result.seconds, 2),
         "size": list(result.restored.shape[-2:]),
-        **{key: result.parameters[key] for key in ("prior", "operator")},
-        "memory": peak_memory(restorer.prior.device),
+        "memory": peak_memory(device),
         "notices": result.notices,
     }
-    if request.simulate:
+    if record["simulate"]:
         restoration, measurement = scores(result)
         report |= {"restoration": asdict(restoration), "measurement": asdict(measurement)}
     return report
@@ -291,7 +372,12 @@ def _say(line: str) -> None:
 
 def _assignment(text: str) -> tuple[str, float | int]:
     name, _, value = text.partition("=")
-    return name, int(value) if value.isdigit() else float(value)
+    try:
+        return name, int(value) if value.isdigit() else float(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not NAME=NUMBER, such as omega=0.5"
+        ) from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -303,7 +389,12 @@ def _parser() -> argparse.ArgumentParser:
         help=f"{', '.join(TASKS)}, or what --operator was trained for; without: blur, shake, JPEG "
         "compression, noise or a small size, whichever INPUT shows",
     )
-    parser.add_argument("--out", type=Path, help="a .png file for one picture, else a folder")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="a .png file for one picture, else a folder; beside INPUT, or in FOLDER_restored, by "
+        "default",
+    )
     parser.add_argument(
         "--simulate", action="store_true", help="INPUT is clean: degrade, restore, compare"
     )
@@ -312,13 +403,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE.py:FUNCTION",
         help="the function of a task of one's own, which --simulate runs",
     )
-    parser.add_argument("--prior", default="tiny", help="tiny, sd15, rv51, a folder or a Hub id")
+    parser.add_argument(
+        "--prior", default="tiny", help="tiny (the default), sd15, rv51, a folder or a Hub id"
+    )
     parser.add_argument("--operator", help="folder or Hub id, in place of the shelf's")
     parser.add_argument(
         "--preset",
         default="balanced",
         choices=tuple(PRESETS),
-        help=", ".join(f"{name}: {p.sampler}, {p.steps} steps" for name, p in PRESETS.items()),
+        help="; ".join(f"{name}: {p.sampler}, {p.steps} steps" for name, p in PRESETS.items())
+        + "; balanced by default",
     )
     parser.add_argument(
         "--sampler",
@@ -336,13 +430,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--set",
         dest="hyperparameters",
-        metavar="NAME=VALUE",
+        metavar="NAME=NUMBER",
         type=_assignment,
         action="append",
         default=[],
         help="a hyper-parameter of the other samplers, in place of the published one",
     )
-    parser.add_argument("--noise-sigma", type=float, help="of INPUT, for pictures in [0, 1]")
+    parser.add_argument(
+        "--noise-sigma",
+        type=float,
+        help="standard deviation of the noise, where white is 1, in place of the task's: what "
+        "--simulate adds, or what INPUT has at least",
+    )
     parser.add_argument(
         "--blur-std",
         type=float,
@@ -354,17 +453,32 @@ def _parser() -> argparse.ArgumentParser:
         "--keep-known",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="keep what is measured: known pixels, and what other damage has left",
+        help="keep what is measured (the default): known pixels, and what other damage has left",
     )
     texts = parser.add_mutually_exclusive_group()
     texts.add_argument("--prompt", default="", help="what the picture shows")
     texts.add_argument("--caption", action="store_true", help="let Qwen2-VL write the prompt")
     parser.add_argument("--negative-prompt", default="", help="what it does not show")
-    parser.add_argument("--guidance-scale", type=float, default=1.0, help="of the prompt; 1 = none")
-    parser.add_argument("--samples", type=int, default=1, help="restorations of each picture")
-    parser.add_argument("--seed", type=int, default=0, help="one seed, one picture")
-    parser.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
-    names = {str(dtype).removeprefix("torch.") for dtypes in DTYPES.values() for dtype in dtypes}
-    parser.add_argument("--dtype", default="auto", choices=("auto", *sorted(names)))
+    parser.add_argument(
+        "--guidance-scale", type=float, default=1.0, help="of the prompt; 1, the default, is none"
+    )
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=1,
+        choices=range(1, MAX_SAMPLES + 1),
+        metavar="N",
+        help=f"restorations of each picture, 1 (the default) to {MAX_SAMPLES}",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="one seed, one picture; 0 by default")
+    parser.add_argument("--device", default="auto", help="auto (the default), cuda, mps or cpu")
+    names = {dtype_name(dtype) for dtypes in DTYPES.values() for dtype in dtypes}
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=("auto", *sorted(names)),
+        help="what the networks compute in; auto, the default, is bfloat16 on cuda, float16 on "
+        "GPUs without it, and float32 on mps and cpu",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a picture on stdout")
     return parser

@@ -15,6 +15,7 @@ from operators.degradation import Degradation
 from operators.errors import OperatorError
 from operators.jpeg import LUMA_TABLE
 from operators.pixel import KINDS, measure
+from operators.resize import resize_matrix
 
 PARAMETERS = {"super_resolution": {"factor": 4}}
 LINEAR = [kind for kind, operator in KINDS.items() if operator.linear]
@@ -111,7 +112,7 @@ def test_motion_runs_along_its_angle(angle):
 
 
 @pytest.mark.parametrize("factor", [2, 3, 4, 8])
-@pytest.mark.parametrize("size", [(1, 1), (2, 1), (5, 7), (16, 9)])
+@pytest.mark.parametrize("size", [(1, 1), (2, 1), (5, 7), (16, 9), (530, 3)])
 def test_super_resolution_is_pillows_bicubic(factor, size):
     operator = build("super_resolution", factor=factor)
     height, width = size
@@ -203,8 +204,12 @@ def test_a_step_along_the_jpeg_gradient_fits_the_measurement_better():
     assert (operator.forward(step) - y).square().mean() < 0.97 * loss
 
 
+def test_the_weights_of_a_long_strip_take_little_memory():
+    assert sum(weights.numel() for _, weights in resize_matrix(8000, 32000)) < 32000 * 150
+
+
 @pytest.mark.parametrize("kind", LINEAR)
-@pytest.mark.parametrize("size", [(64, 64), (37, 53), (13, 90), (5, 3), (1, 2)])
+@pytest.mark.parametrize("size", [(64, 64), (37, 53), (13, 90), (5, 3), (1, 2), (1030, 3)])
 def test_the_adjoint_is_exact(kind, size):
     operator = build(kind)
     height, width = (side * operator.downscale for side in size)

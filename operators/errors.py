@@ -11,3 +11,8 @@ class OperatorNotFound(OperatorError):
 
 class OperatorFileError(OperatorError):
     """The files of a trained operator are damaged, unsafe, or do not fit each other."""
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error of another library, or its name when it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +25,8 @@ from huggingface_hub.errors import (
 from torch import Tensor
 
 from operators.download_record import recorded_commit
-from operators.errors import OperatorError, OperatorFileError, OperatorNotFound
+from operators.errors import OperatorError, OperatorFileError, OperatorNotFound, reason
+from operators.files import write_whole
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -112,7 +112,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         content = json.loads(raw, parse_constant=_reject_constant)
     except (ValueError, RecursionError) as error:
         raise OperatorFileError(
-            f"{str(path)!r} is not JSON ({_reason(error)}): download or save it again"
+            f"{str(path)!r} is not JSON ({reason(error)}): download or save it again"
         ) from error
     if not isinstance(content, dict):
         raise OperatorFileError(f"{str(path)!r} must hold a JSON object: download or save it again")
@@ -157,7 +157,7 @@ def read_weights(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor
                 name: file.get_tensor(name).to(torch.float32, copy=True) for name in expected
             }
     except (safetensors.SafetensorError, OSError) as error:
-        raise OperatorFileError(f"{str(path)!r} is damaged ({_reason(error)}): {again}") from error
+        raise OperatorFileError(f"{str(path)!r} is damaged ({reason(error)}): {again}") from error
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
             raise OperatorFileError(
@@ -190,8 +190,8 @@ def write_files(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         packed = safetensors.torch.save(tensors, metadata={"format": "pt"})
-        _write_atomically(folder / WEIGHTS_NAME, packed)
-        _write_atomically(folder / CONFIG_NAME, text.encode())
+        write_whole(folder / WEIGHTS_NAME, packed)
+        write_whole(folder / CONFIG_NAME, text.encode())
     except OSError as error:
         raise OperatorFileError(
             f"cannot write to {str(folder)!r} ({error.strerror}): choose another folder"
@@ -208,11 +208,6 @@ def enumerate_names(names: Sequence[str]) -> str:
     """Return the first three names and how many more there are, for a message."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(shorten(name) for name in names[:3]) + more
-
-
-def _reason(error: BaseException) -> str:
-    """Return the first line of an error of another library, or its name when it says nothing."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
 
 
 def _download(repo_id: str, revision: str | None, local_files_only: bool) -> tuple[Path, str]:
@@ -265,21 +260,9 @@ def download_errors(repo_id: str, revision: str | None) -> Iterator[None]:
         ) from error
     except (OSError, HTTPError) as error:
         raise OperatorNotFound(
-            f"downloading {where} failed ({_reason(error)}): check the network and the disk, then "
+            f"downloading {where} failed ({reason(error)}): check the network and the disk, then "
             "try again"
         ) from error
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` beside `path`, let everyone read it, and rename it to `path`."""
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(aside, 0o644)
-        os.replace(aside, path)
-    finally:
-        Path(aside).unlink(missing_ok=True)
 
 
 def _reject_constant(name: str) -> float:

@@ -31,6 +31,7 @@ from silo.allocation import keep_freed_memory
 from silo.command_line import CommandParser
 from silo.devices import (
     describe_device,
+    dtype_name,
     generators,
     peak_memory,
     pick_device,
@@ -72,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     report = {
         "prior": prior.name,
         "device": describe_device(device),
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": dtype_name(dtype),
         "size": arguments.size or prior.native_size,
         "repetitions": arguments.repetitions,
         **summarise(rounds),

@@ -1,6 +1,5 @@
 """Training state that survives a kill: written aside, synced, renamed; older ones pruned after."""
 
-import os
 import re
 import shutil
 from pathlib import Path
@@ -10,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from operators.files import sync
 from silo.muon import MuonAdamW
 
 _FILE = "state.safetensors"
@@ -101,12 +101,3 @@ def _complete(folder: Path) -> list[tuple[int, Path]]:
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def sync(path: Path) -> None:
-    """Return when the content of a file or folder is on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -58,7 +58,7 @@ def pick_dtype(device: torch.device, name: str = "auto") -> torch.dtype:
     Raises:
         BadRequest: the format is unknown, or not for this device.
     """
-    allowed = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES[device.type]}
+    allowed = {dtype_name(dtype): dtype for dtype in DTYPES[device.type]}
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         del allowed["bfloat16"]
     if name == "auto":
@@ -68,6 +68,11 @@ def pick_dtype(device: torch.device, name: str = "auto") -> torch.dtype:
             f"dtype {name!r} is not for {device.type}: choose auto, {', '.join(allowed)}."
         )
     return allowed[name]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """How options and records name a number format: "float32" for torch.float32."""
+    return str(dtype).removeprefix("torch.")
 
 
 def describe_device(device: torch.device) -> str:

@@ -24,6 +24,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
+from operators.errors import reason
 from silo.errors import HubUnavailable, PushRefused, SiloError
 
 RETRY_WAITS = (1.0, 4.0)  # seconds; huggingface_hub itself retries uploads, but no commit
@@ -181,7 +182,7 @@ def _withdraw(api: HfApi, repo_id: str, kind: str) -> None:
     except (httpx2.HTTPError, json.JSONDecodeError) as error:
         raise HubUnavailable(
             f"this push failed, and {repo_id}, which it created, may be left on the Hub, empty "
-            f"({_reason(error)}): delete it on its page, or push again later"
+            f"({reason(error)}): delete it on its page, or push again later"
         ) from error
 
 
@@ -209,7 +210,7 @@ def explained(repo_id: str) -> Iterator[None]:
             raise _explain_status(repo_id, cause) from error
         if isinstance(cause, httpx2.HTTPError | json.JSONDecodeError):
             raise HubUnavailable(
-                f"{constants.ENDPOINT} failed ({_reason(cause)}); {repo_id} is as it was: "
+                f"{constants.ENDPOINT} failed ({reason(cause)}); {repo_id} is as it was: "
                 "push again later"
             ) from error
         if isinstance(error, ValueError):
@@ -248,7 +249,3 @@ def _forbidden(repo_id: str, reason: str) -> PushRefused:
         f"you may not write to {repo_id} ({reason}): use a repository of your own and a token with "
         "the right to write"
     )
-
-
-def _reason(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]

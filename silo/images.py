@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -17,6 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from operators.files import write_whole
 from silo.decoding import MAX_PIXELS, SUFFIXES, decode, printable_name, read_header
 from silo.errors import BadImage, BadRequest, CannotSave, NumericalError
 
@@ -116,21 +116,12 @@ def save_png(
         chunks.add_text(_CHUNK, json.dumps(dict(parameters), allow_nan=False))
     buffer = BytesIO()
     to_pil(image).save(buffer, "PNG", pnginfo=chunks)
-    target = Path(path)
-    part = None
     try:
-        with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".part", delete=False) as file:
-            part = Path(file.name)
-            file.write(buffer.getbuffer())
-        part.chmod(0o644)  # temporary files are private; a result is not
-        part.replace(target)
+        write_whole(Path(path), buffer.getbuffer())
     except OSError as error:
         raise CannotSave(
             f"{printable_name(path)}: cannot be written ({error.strerror}); choose another place."
         ) from error
-    finally:
-        if part is not None:
-            part.unlink(missing_ok=True)  # gone already when all went well
 
 
 def read_parameters(path: str | os.PathLike[str]) -> dict[str, Any] | None:

@@ -23,7 +23,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -33,9 +32,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from operators.degradation import Degradation
+from operators.files import replacing
 from operators.function import FUNCTION
 from operators.pixel import measure
-from silo.checkpoints import sync
 from silo.errors import Stopped
 from silo.interruption import signals_postponed
 from silo.prior import LatentPrior
@@ -199,12 +198,9 @@ class LatentCache:
             if _is_complete(path):  # by another run, in the meantime
                 continue
             tensors = make(shards[number])
-            # Runs that share the cache may write the same shard, each under a name of its own.
-            aside = path.with_suffix(f".{uuid4().hex}.partial")
-            save_file(tensors, aside)
-            sync(aside)
-            os.replace(aside, path)
-            sync(folder)
+            # Runs that share the cache may write the same shard at once.
+            with replacing(path, durable=True) as aside:
+                save_file(tensors, aside)
         processes.wait()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -17,8 +16,8 @@ import torch.nn.functional as F
 
 from operators.catalog import Task, published_prior_name
 from operators.convolutional import PaperCNN
+from operators.files import write_whole
 from operators.latent import LatentOperator
-from silo.checkpoints import sync
 from silo.errors import BadCheckpoint, BadRequest, CannotSave
 from silo.example_picture import write_example
 from silo.hub import CARD_NAME, EXAMPLE_NAME
@@ -146,7 +145,7 @@ class OperatorRun:
             operator = self._described(loop, errors, results)
             operator.save_pretrained(self._folder, dtype=torch.float16)
             card = render_operator_card(operator, self._write_example(self._folder))
-            (self._folder / CARD_NAME).write_text(card)
+            write_whole(self._folder / CARD_NAME, card.encode())
             print(json.dumps({"task": self.task.name, **errors, **results}), flush=True)
         self.processes.wait()
         return self._folder
@@ -291,10 +290,7 @@ class OperatorRun:
                 ) from error
         path = self._working / RECORD_NAME
         if not path.is_file():
-            aside = path.with_suffix(".partial")
-            aside.write_text(json.dumps(self._record(), indent=1))
-            sync(aside)
-            os.replace(aside, path)
+            write_whole(path, json.dumps(self._record(), indent=1).encode(), durable=True)
 
     def _say_encoded(self) -> None:
         cache = self._cache

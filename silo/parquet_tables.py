@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from silo.checkpoints import sync
+from operators.files import sync
 from silo.decoding import MAX_FILE_BYTES, SUFFIXES
 from silo.errors import BadRequest
 

@@ -21,6 +21,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
+from operators.files import write_whole
 from silo import checkpoints, prior_files
 from silo.allocation import keep_freed_memory
 from silo.command_line import CommandParser
@@ -122,9 +123,7 @@ class PriorTraining:
     def run(self) -> tuple[AutoencoderTiny, TextToLatent, CLIPTokenizer, dict[str, Any]]:
         """Train all parts, resuming; returns them and the records of their losses."""
         output = self.output
-        aside = output / f"{START_NAME}.partial"
-        aside.write_text(json.dumps(self._begun, indent=1))
-        aside.replace(output / START_NAME)
+        write_whole(output / START_NAME, json.dumps(self._begun, indent=1).encode())
         autoencoder, joint = self._train_codec(
             self.joint, output / "autoencoder", self.held_out, self._start_of_codec
         )
@@ -337,8 +336,12 @@ def export(
 
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(prog="python -m silo train-prior", description=__doc__)
-    parser.add_argument("--train_data_dir", type=Path, nargs="+", required=True)
-    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument(
+        "--train_data_dir", type=Path, nargs="+", required=True, help="folders, or of tars"
+    )
+    parser.add_argument(
+        "--output_dir", type=Path, required=True, help="its folder pipeline will be the prior"
+    )
     parser.add_argument(
         "--metric_weights", type=Path, help="folder with LPIPS weights; without: L1 alone"
     )
@@ -353,12 +356,20 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         help=f"those of PRIOR by default, else {AutoencoderTraining.latent_channels}",
     )
-    parser.add_argument("--autoencoder_steps", type=int, default=AutoencoderTraining.steps)
-    parser.add_argument("--decoder_steps", type=int, default=DECODER_STEPS)
-    parser.add_argument("--denoiser_steps", type=int, default=DenoiserTraining.steps)
+    steps = "in all; %(default)s by default"
+    parser.add_argument(
+        "--autoencoder_steps", type=int, default=AutoencoderTraining.steps, help=steps
+    )
+    parser.add_argument("--decoder_steps", type=int, default=DECODER_STEPS, help=steps)
+    parser.add_argument("--denoiser_steps", type=int, default=DenoiserTraining.steps, help=steps)
     add_mixed_precision(parser)
-    parser.add_argument("--checkpointing_steps", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--checkpointing_steps",
+        type=int,
+        default=200,
+        help="save after so many steps each; %(default)s by default",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
     parser.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
     return parser
 

@@ -273,7 +273,7 @@ def test_what_killed_runs_have_left_is_removed_and_what_others_write_is_not(
     few = replace(pictures, count=4)
     _open(tmp_path, tiny_prior, few)
     (folder,) = tmp_path.glob("clean-*")
-    old, young = folder / "00007.a.partial", folder / "00008.b.partial"
+    old, young = folder / ".a.partial", folder / ".b.partial"
     for path in (old, young):
         path.write_bytes(b"half")
     os.utime(old, (0, 0))

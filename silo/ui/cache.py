@@ -1,12 +1,14 @@
 """Pictures in the folder that gradio serves files from."""
 
 import hashlib
+import html
 import io
-import os
-import secrets
 from pathlib import Path
+from urllib.parse import quote
 
 from PIL import Image
+
+from operators.files import write_whole
 
 KEPT_HOURS = 4  # from when it was last written: then gradio deletes it
 
@@ -22,7 +24,10 @@ def keep(picture: Image.Image, folder: str | Path, name: str = "image") -> str:
     content = buffer.getvalue()
     path = Path(folder).resolve() / hashlib.sha256(content).hexdigest() / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{secrets.token_hex(8)}.partial")
-    aside.write_bytes(content)
-    os.replace(aside, path)  # even if it is there: its age decides when it is cleaned up
+    write_whole(path, content)  # even if it is there: its age decides when it is cleaned up
     return str(path)
+
+
+def address(path: str) -> str:
+    """Return where the page finds a file of that folder, as an attribute's value in HTML."""
+    return html.escape(f"gradio_api/file={quote(path)}")  # relative: Spaces add a prefix

@@ -9,7 +9,7 @@ from operators.catalog import TASKS
 from operators.degradation import Degradation
 from operators.errors import OperatorError
 from silo import __version__
-from silo.devices import DTYPES
+from silo.devices import DTYPES, dtype_name
 from silo.errors import BadRequest
 from silo.images import read_parameters
 from silo.request import PRESETS, RestorationRequest
@@ -17,7 +17,7 @@ from silo.samplers import SAMPLERS
 
 MAX_PROMPT = 1000  # characters
 MAX_NAME = 200
-_DTYPES = [str(dtype).removeprefix("torch.") for kind in DTYPES.values() for dtype in kind]
+_DTYPES = [dtype_name(dtype) for kind in DTYPES.values() for dtype in kind]
 _PLACEHOLDER = torch.zeros(1, 3, 8, 8)  # settings are checked with a request, which has a picture
 _TYPES: dict[str, type] = {
     "task": str,
@@ -89,7 +89,9 @@ def read_settings(path: str) -> SavedSettings:
         raise BadRequest(f"The page does not offer the sampler {sampler}: use the command line.")
     values = {name: _value(found, name, kind) for name, kind in _TYPES.items()}
     if max(len(values["prompt"]), len(values["negative_prompt"])) > MAX_PROMPT:
-        raise BadRequest(f"The prompt in this file is longer than {MAX_PROMPT} characters.")
+        raise BadRequest(
+            f"The prompt in this file is longer than {MAX_PROMPT} characters: write a shorter one."
+        )
     simulate = values.pop("simulate")
     blur_std = None if found.get("blur_std") is None else _value(found, "blur_std", float)
     prior, operator = _weights(found, "prior"), _weights(found, "operator")

@@ -111,7 +111,7 @@ def list_photos(folders: list[Path], split: str) -> list[PhotoFile]:
 
     Args:
         folders: folders with pictures and/or `*.tar` WebDataset shards; `NAME.txt` beside
-            `NAME.webp` is its caption.
+            `NAME.webp` is its caption, in UTF-8.
         split: "train", "held_out" or "all" (see `is_held_out`).
 
     Raises:
@@ -163,9 +163,11 @@ def iterate_photos(folders: list[Path], split: str, min_side: int = 0) -> Iterat
 
 def _photo_files(folder: Path) -> Iterator[PhotoFile]:
     for path in sorted(folder.iterdir()):
+        if not path.is_file():  # folders may be called anything, and links may lead nowhere
+            continue
         if path.suffix.lower() in SUFFIXES:
             text = path.with_suffix(".txt")
-            caption = text.read_text().strip() if text.is_file() else ""
+            caption = _caption(text.read_bytes()) if text.is_file() else ""
             yield PhotoFile(path.stem, caption, path, 0, path.stat().st_size)
         elif path.suffix == ".tar":
             yield from _tar_photo_files(path)
@@ -187,11 +189,16 @@ def _member_photo_files(path: Path, tar: tarfile.TarFile) -> Iterator[PhotoFile]
             members.setdefault(stem, {})["." + suffix.lower()] = member
     for stem, parts in members.items():
         text = tar.extractfile(parts[".txt"]) if ".txt" in parts else None
-        caption = text.read().decode().strip() if text else ""
+        caption = _caption(text.read()) if text else ""
         for suffix in SUFFIXES:
             if suffix in parts:
                 member = parts[suffix]
                 yield PhotoFile(stem, caption, path, member.offset_data, member.size)
+
+
+def _caption(content: bytes) -> str:
+    """The text of a caption's file; what is not UTF-8 in it becomes replacement characters."""
+    return content.decode(errors="replace").strip()
 
 
 def _enlarged(image: Image.Image, min_side: int) -> Image.Image:

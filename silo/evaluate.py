@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -23,11 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from operators.catalog import TASKS, own_task
+from operators.files import write_whole
 from silo import __version__
 from silo.allocation import keep_freed_memory
 from silo.command_line import CommandParser
 from silo.data import SPLITS, PhotoFile, list_photos
-from silo.devices import describe_device
+from silo.devices import describe_device, dtype_name
 from silo.errors import BadRequest
 from silo.evaluation.bench import Bench
 from silo.evaluation.jobs import Store, clean_key, job_key, measurement_key
@@ -164,18 +166,20 @@ def _select(
     Of either, `--limit` pictures are evenly spaced, so that every folder and shard has its share.
 
     Raises:
-        BadRequest: two pictures share a name, none are asked for, or none are left to search on.
+        BadRequest: two pictures share a name, none are asked for, or too few are left to search on.
     """
     if arguments.limit is not None and arguments.limit < 1:
         raise BadRequest(f"--limit {arguments.limit} leaves nothing to evaluate: set 1 or more.")
+    if arguments.search < 0:
+        raise BadRequest(f"--search {arguments.search}: set the number of pictures, or 0 for none.")
     split, limit = _split(arguments, protocol), arguments.limit
     photos, others = list_photos(folders, split or "all"), []
     if protocol is not None and split is None:
         photos, others = photos[: protocol.pictures], photos[protocol.pictures :]
     elif protocol is not None and limit is None:
         limit = protocol.pictures
-    names = [photo.name for photo in photos]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    names = Counter(photo.name for photo in photos)
+    if twice := sorted(name for name, times in names.items() if times > 1):
         raise BadRequest(f"several pictures are called {twice[0]!r}: give them names of their own.")
     count = len(photos) if limit is None else min(limit, len(photos))
     chosen = {index * len(photos) // count for index in range(count)}
@@ -235,7 +239,7 @@ def _write(
         "split": _split(arguments, protocol),
         "pictures": [photo.name for photo in photos],
         "device": describe_device(bench.device),
-        "dtype": str(bench.dtype).removeprefix("torch."),
+        "dtype": dtype_name(bench.dtype),
         "versions": {
             "silo": __version__,
             **{name: version(name) for name in ("torch", "diffusers", "transformers")},
@@ -246,12 +250,13 @@ def _write(
         "means": [asdict(cell) for cell in cells],
         "rows": [row for cell in cells for row in bench.record.rows(cell.key, photos)],
     }
-    _replace(output / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False))
+    encoded = json.dumps(metrics, indent=1, allow_nan=False).encode()
+    write_whole(output / "metrics.json", encoded)
     table = _table(bench, len(photos), cells, protocol)
-    _replace(output / "table.md", table)
+    write_whole(output / "table.md", table.encode())
     print(table)
     if bench.study is None:
-        _replace(output / "quality-time.svg", quality_against_time(cells))
+        write_whole(output / "quality-time.svg", quality_against_time(cells).encode())
         for title in dict.fromkeys(cell.row for cell in cells):
             row = [setting for setting in settings if row_title(setting, settings) == title]
             path = output / f"{title.replace(', ', '-').replace(' ', '-')}.jpg"
@@ -290,13 +295,6 @@ def _columns(
     ]
 
 
-def _replace(path: Path, text: str) -> None:
-    """Write a file, whole or not at all; each process has an aside of its own."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    aside.write_text(text)
-    aside.replace(path)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="python -m silo evaluate",
@@ -311,10 +309,13 @@ def _parser() -> argparse.ArgumentParser:
         help="pictures, tar shards or Parquet tables on the Hub",
     )
     parser.add_argument(
-        "--split", choices=SPLITS, help="held_out; of a data set of the paper: none"
+        "--split",
+        choices=SPLITS,
+        help="which part of the pictures; held_out by default, and with a protocol of the paper "
+        "its first pictures",
     )
     parser.add_argument("--limit", type=int, help="how many pictures, evenly spaced among all")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="a folder")
     parser.add_argument("--protocol", choices=tuple(PROTOCOLS), help="a comparison of the paper")
     parser.add_argument("--tasks", help=f"by default the paper's; {', '.join(TASKS)}")
     parser.add_argument(
@@ -336,7 +337,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--eta", type=float, help="consistency scale, for 1,000 steps; silo-fast: for any"
     )
-    parser.add_argument("--clamp", type=float)
+    parser.add_argument(
+        "--clamp",
+        type=float,
+        help="bound on each element of the guidance gradient; no bound by default",
+    )
     parser.add_argument("--noise-sigma", type=float, nargs="+", help="for pictures in [0, 1]")
     parser.add_argument(
         "--keep-known", action="store_true", help="what is measured, as `restore` does"

@@ -108,6 +108,27 @@ def test_a_damaged_picture_and_one_that_is_gone_are_named(folder: Path) -> None:
         files["tarred_3"].load()
 
 
+def test_what_is_only_called_like_a_picture_is_none(folder: Path) -> None:
+    before = list_photos([folder], "all")
+    (folder / "folder.png").mkdir()
+    (folder / "folder.tar").mkdir()
+    (folder / "gone.jpg").symlink_to(folder / "nowhere.jpg")
+    assert list_photos([folder], "all") == before
+
+
+def test_a_caption_that_is_not_utf_8_is_read_as_far_as_it_is(tmp_path: Path) -> None:
+    caption = "ein Käfer, 甲虫, ".encode() + "grün".encode("latin-1")
+    (tmp_path / "a.png").write_bytes(_png(1))
+    (tmp_path / "a.txt").write_bytes(caption)
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        for name, content in (("b.png", _png(2)), ("b.txt", caption)):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    captions = [photo.caption for photo in list_photos([tmp_path], "all")]
+    assert captions == ["ein Käfer, 甲虫, gr\N{REPLACEMENT CHARACTER}n"] * 2
+
+
 def test_missing_folders_and_empty_ones_are_named(tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match="no folder"):
         next(iterate_photos([tmp_path / "none"], "all"))

@@ -15,9 +15,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from operators.convolutional import CompactCNN
-from silo import __version__, inception
+from silo import __version__, evaluate, inception
 from silo.__main__ import main
-from silo.data import center_crop, iterate_photos, list_photos
+from silo.data import PhotoFile, center_crop, iterate_photos, list_photos
 from silo.devices import describe_device
 from silo.evaluation import jobs
 from silo.evaluation.bench import Bench
@@ -66,6 +66,10 @@ def out(tmp_path: Path) -> Path:
 
 def _metrics(out: Path) -> dict:
     return json.loads((out / "metrics.json").read_text())
+
+
+def test_every_option_is_explained() -> None:
+    assert not [option.dest for option in evaluate._parser()._actions if not option.help]
 
 
 def test_an_evaluation_measures_every_picture_and_shows_them(
@@ -117,7 +121,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
         return restore(*details)
 
     monkeypatch.setattr(jobs, "_run", stopping)
-    assert main(call) == 2
+    assert main(call) == 130
     assert not (out / "metrics.json").exists()
     rows = out / "rows-0.jsonl"
     rows.write_text(rows.read_text() + '{"key": "cut sho')  # and then the power failed
@@ -222,6 +226,38 @@ def test_a_damaged_picture_is_a_failure_of_its_own(
     (photos / "p2.png").write_bytes(whole)
     assert main(call) == 0
     assert len([row for row in _rows(out) if "nfe" in row]) == 3
+
+
+def test_a_picture_that_can_no_longer_be_read_is_a_failure_of_its_own(
+    arguments: list[str], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = [*arguments, "--tasks", "gaussian_blur"]
+    assert main(call) == 0
+
+    def remove_one(folders: list[Path], split: str) -> list[PhotoFile]:
+        found = list_photos(folders, split)
+        (folders[0] / "p2.png").unlink()
+        return found
+
+    monkeypatch.setattr("silo.evaluate.list_photos", remove_one)
+    assert main(call) == 1
+    assert "SILO: 1 failed: 'p2' in" in (out / "table.md").read_text()
+    assert "cannot be read (No such file" in (out / "table.md").read_text()
+
+
+# Of a white picture, the first is false as it is measured, the other as its noise is scored.
+@pytest.mark.parametrize("expected", ["images.mean() < 0.9", "not 0.8 < images.mean() < 1"])
+def test_a_picture_that_a_function_of_ones_own_fails_on_is_a_failure_of_its_own(
+    arguments: list[str], photos: Path, tmp_path: Path, out: Path, expected: str
+) -> None:
+    save_png(photos / "p2.png", torch.ones(3, 40, 56))
+    source = f"def fog(images):\n    assert {expected}, 'too bright'\n    return images\n"
+    (tmp_path / "mine.py").write_text(source)
+    own = ["--degradation", f"{tmp_path / 'mine.py'}:fog", "--tasks", "fog"]
+    assert main([*arguments, *own, "--noise-sigma", "0.1", "--eta", "0.5"]) == 1
+    table = (out / "table.md").read_text()
+    assert re.search(r"SILO: 1 failed: The degradation fog fails on images .* too bright", table)
+    assert "| fog | SILO | 2 |" in table
 
 
 def _diverge() -> None:
@@ -491,6 +527,7 @@ def test_several_samples_have_a_diversity_and_columns_of_their_own(
         (["--samplers", "magic"], "there is no sampler 'magic'"),
         (["--search", "4"], "needs as many pictures beside"),
         (["--limit", "0"], "leaves nothing to evaluate"),
+        (["--search", "-1"], "--search -1: set the number of pictures"),
         (["--captions"], "p0 has no caption"),
     ],
 )

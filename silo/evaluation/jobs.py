@@ -14,11 +14,13 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
+from operators.errors import OperatorError
+from operators.files import replacing
 from operators.latent import LatentOperator
 from silo import __version__
 from silo.data import Photo, PhotoFile, center_crop
-from silo.devices import generators, peak_memory, reset_peak_memory
-from silo.errors import BadImage, SiloError
+from silo.devices import dtype_name, generators, peak_memory, reset_peak_memory
+from silo.errors import BadImage, CannotSave, SiloError
 from silo.evaluation.record import Record, Row
 from silo.fingerprint import files_fingerprint
 from silo.images import read_parameters, save_png
@@ -74,9 +76,8 @@ class Store:
         if self._inception is not None:
             path = self.features(key, photo.name)
             path.parent.mkdir(parents=True, exist_ok=True)
-            aside = path.with_suffix(".partial")
-            save_file({"features": self._inception.features(images)}, aside)
-            aside.replace(path)
+            with replacing(path) as aside:
+                save_file({"features": self._inception.features(images)}, aside)
         for index, image in enumerate(images):
             path = self.picture(key, photo.name, index)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,9 +90,9 @@ class Store:
             return False
         try:
             parameters = read_parameters(path) if path.is_file() else None
-        except BadImage:  # damaged by the file system: made again
+            return parameters is not None and parameters.get(CONTENT) == photo.fingerprint
+        except BadImage:  # the picture is damaged, and made again, or the photo cannot be read
             return False
-        return parameters is not None and parameters.get(CONTENT) == photo.fingerprint
 
 
 class Job(ABC):
@@ -149,14 +150,23 @@ class Restoration(Job):
         }
 
     def run(self, photo: PhotoFile, loaded: Photo, record: Record) -> Row:
-        """Restore; an error that concerns this restoration becomes its row."""
+        """Restore; an error that concerns this restoration becomes its row.
+
+        Raises:
+            CannotSave: there is no room for what comes out, nor for that of the other pictures.
+        """
+        try:
+            return self._restore(photo, loaded, record)
+        except CannotSave:
+            raise
+        except (SiloError, OperatorError) as error:
+            return {"error": str(error)}
+
+    def _restore(self, photo: PhotoFile, loaded: Photo, record: Record) -> Row:
         device = self._restorer.prior.device
         bounded = reset_peak_memory(device)
-        try:
-            image = center_crop(loaded, self._size)[None]
-            result = _run(self._restorer, _request(self._setting, photo.caption, image))
-        except SiloError as error:
-            return {"error": str(error)}
+        image = center_crop(loaded, self._size)[None]
+        result = _run(self._restorer, _request(self._setting, photo.caption, image))
         memory = peak_memory(device) if bounded else None
         self._keep_source(photo, result, record)
         self._store.save(self.key, photo, result.images, result.parameters)
@@ -207,7 +217,7 @@ class Autoencoding(Job):
         """The prior, and the metrics that there are weights for."""
         prior = {"name": self._prior.name, "revision": self._prior.revision}
         return {
-            "parameters": {"prior": prior, "dtype": _name(self._prior.dtype)},
+            "parameters": {"prior": prior, "dtype": dtype_name(self._prior.dtype)},
             "weights": self._weights,
             "measures": self._store.measures,
             "size": self._prior.native_size,
@@ -266,7 +276,7 @@ class OperatorAccuracy(Job):
             **self._setting.to_dict(),
             "prior": prior,
             "operator": operator,
-            "dtype": _name(self._prior.dtype),
+            "dtype": dtype_name(self._prior.dtype),
         }
         size = self._prior.native_size
         return {"parameters": parameters, "weights": self._weights, "size": size}
@@ -375,10 +385,6 @@ def _run(restorer: Restorer, request: RestorationRequest) -> Result:
 def _diversity(images: Tensor) -> float | None:
     """The standard deviation over samples (N, 3, H, W), of pictures in [0, 1], mean over pixels."""
     return float(images.std(0).mean() / 2) if len(images) > 1 else None
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _file_name(name: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from silo.data import PhotoFile
+from silo.errors import BadImage
 
 Row = dict[str, Any]
 
@@ -16,7 +17,8 @@ Row = dict[str, Any]
 class Record:
     """Rows by what was measured (`key`) and on which picture; a newer row replaces an older one.
 
-    A picture is known by its name and its content: another one of the same name has other rows.
+    A picture is known by its name and its content: another one of the same name has other rows. One
+    that cannot be read, whose rows are of failures, is known by its name alone.
 
     A row is on disk, whole, before the next one is begun; a line that an interruption cut short is
     dropped.
@@ -42,7 +44,7 @@ class Record:
 
     def get(self, key: str, photo: PhotoFile) -> Row | None:
         """The row of `key` and `photo`, if there is one."""
-        return self._rows.get((key, photo.name, photo.fingerprint))
+        return self._rows.get((key, photo.name, _content(photo)))
 
     def rows(self, key: str, photos: Iterable[PhotoFile]) -> list[Row]:
         """The rows of `key` that there are, in the order of `photos`."""
@@ -50,7 +52,7 @@ class Record:
 
     def add(self, key: str, photo: PhotoFile, entries: Row) -> None:
         """Append the row of `key` and `photo`, and note when."""
-        name = {"key": key, "picture": photo.name, "content": photo.fingerprint}
+        name = {"key": key, "picture": photo.name, "content": _content(photo)}
         row = {**name, **entries, "written": time.time()}
         line = json.dumps(row, allow_nan=False) + "\n"
         with self._own.open("a") as file:
@@ -63,3 +65,10 @@ class Record:
         older = self._rows.get(place)
         if older is None or older["written"] <= row["written"]:
             self._rows[place] = row
+
+
+def _content(photo: PhotoFile) -> str | None:
+    try:
+        return photo.fingerprint
+    except BadImage:
+        return None

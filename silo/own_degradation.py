@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import sys
 from collections.abc import Callable
@@ -63,7 +62,7 @@ def load_degradation(place: str) -> OwnDegradation:
         raise BadDegradation(
             f"{path} is not UTF-8, as the model card is: save it as UTF-8."
         ) from error
-    found: Any = getattr(_run(path, sha256), function, None)
+    found: Any = getattr(_run(content, path, sha256), function, None)
     if not callable(found):
         raise BadDegradation(f"{path} defines no function {function}: check its name.")
     try:
@@ -148,25 +147,26 @@ def _pictures(count: int, size: int, seed: int) -> Tensor:
     return 0.8 * smooth + 0.2 * fine
 
 
-def _run(path: Path, sha256: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"degradation_{sha256[:12]}", path)
-    assert spec is not None and spec.loader is not None, "a .py file has a loader"
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses and pickle look for what it defines
+def _run(content: bytes, path: Path, sha256: str) -> ModuleType:
+    """Run the very bytes that were hashed: the import system might run what it compiled before."""
+    module = ModuleType(f"degradation_{sha256[:12]}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # where dataclasses and pickle look for what it defines
     try:
-        spec.loader.exec_module(module)
+        exec(compile(content, path, "exec", dont_inherit=True), module.__dict__)
     except (Exception, SystemExit) as error:  # whatever somebody's file raises
-        del sys.modules[spec.name]
+        del sys.modules[module.__name__]
         raise BadDegradation(f"{path} cannot be run: {type(error).__name__}: {error}") from error
     return module
 
 
 def _from_json(path: Path) -> OwnDegradation:
     try:
-        return OwnDegradation(path.stem, Degradation.from_dict(json.loads(path.read_text())), None)
+        described = Degradation.from_dict(json.loads(path.read_bytes()))
     except OSError as error:
         raise BadDegradation(
             f"There is no file {path}: pass --degradation FILE.py:FUNCTION or FILE.json."
         ) from error
-    except ValueError as error:  # OperatorError and malformed JSON are ones
+    except (ValueError, RecursionError) as error:  # also malformed JSON, OperatorError
         raise BadDegradation(f"{path} describes no degradation: {error}") from error
+    return OwnDegradation(path.stem, described, None)

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,20 @@ def test_a_function_is_described_by_its_name_and_the_hash_of_its_file(tmp_path: 
     assert again == own.degradation and not again.needs_mask
     _write(tmp_path, OLD_FILM + "\n# another text\n")
     assert load_degradation(f"{file}:old_film").degradation != own.degradation
+
+
+def test_what_runs_is_what_was_hashed_even_within_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The import system knows what it compiled before by the time, in seconds, and the size."""
+    monkeypatch.setattr("sys.dont_write_bytecode", False)
+    images = torch.ones(1, 3, 8, 8)
+    for factor in (0.5, 0.75):
+        file = _write(tmp_path, f"def fade(images):\n    return images * {factor:.2f}\n")
+        os.utime(file, (1, 1))
+        degradation = load_degradation(f"{file}:fade").degradation
+        assert torch.equal(degradation.operator().forward(images), factor * images)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.py"]  # and no __pycache__
 
 
 def test_a_measurement_draws_from_its_generator_image_by_image(tmp_path: Path) -> None:
@@ -132,6 +147,8 @@ def test_a_faulty_function_is_refused_with_what_to_change(
         ("def f(): return 1", "{file}:f", r"of \(images\)"),
         ("def f(a, b, c): return a", "{file}:f", r"of \(images\)"),
         ("1 / 0", "{file}:f", "cannot be run: ZeroDivisionError"),
+        ("def f(x: unknown): return x", "{file}:f", "cannot be run: NameError"),
+        ("def f(x) return x", "{file}:f", "cannot be run: SyntaxError"),
         ("import sys; sys.exit('no')", "{file}:f", "cannot be run: SystemExit: no"),
         ("", "nowhere.py:f", "no Python file nowhere.py"),
         ("", "nowhere.json", "no file nowhere.json"),
@@ -151,7 +168,8 @@ def test_json_describes_a_kind_of_the_catalog(tmp_path: Path) -> None:
     assert own.name == "soft" and own.source is None
     assert own.degradation == Degradation("gaussian_blur", {"std": 5.0}, 0.02)
     check_degradation(own.degradation, 32)
-    for bad in ("[1]", "{", '{"kind": "rain"}', '{"kind": "jpeg", "parameters": {"quality": 500}}'):
+    wrong = '{"kind": "jpeg", "parameters": {"quality": 500}}'
+    for bad in ("[1]", "{", "[" * 100_000, '{"kind": "rain"}', wrong):
         with pytest.raises(BadDegradation, match="describes no degradation"):
             load_degradation(str(_write(tmp_path, bad, "bad.json")))
 

@@ -19,6 +19,7 @@ _ALEX = [[(0, 4, 2)], [(3, 1, 2)], [(6, 1, 1)], [(8, 1, 1)], [(10, 1, 1)]]
 _VGG = [[(i, 1, 1) for i in s] for s in ([0, 2], [5, 7], [10, 12, 14], [17, 19, 21], [24, 26, 28])]
 _STAGES = {"alex": _ALEX, "vgg": _VGG}
 _POOLED = {"alex": {1: 3, 2: 3}, "vgg": {1: 2, 2: 2, 3: 2, 4: 2}}
+LEAST_SIDE = {"alex": 31, "vgg": 16}  # pixels; of a smaller picture a pooling leaves nothing
 
 
 def find_weights(net: str, folder: Path | None = None) -> Path | None:
@@ -27,7 +28,7 @@ def find_weights(net: str, folder: Path | None = None) -> Path | None:
 
 
 class LPIPS(nn.Module):
-    """The LPIPS distance of images (B, 3, H, W) in [-1, 1]: returns (B,)."""
+    """The LPIPS distance of images (B, 3, H, W) in [-1, 1], H, W >= LEAST_SIDE: returns (B,)."""
 
     def __init__(self, net: str, weights: Path) -> None:
         """Load `weights`: torchvision's `features.N.*`, and `linN.weight`, `shift`, `scale`."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from silo.lpips import LPIPS, find_weights
+from silo.lpips import LEAST_SIDE, LPIPS, find_weights
 from silo.measured import Measured
 from silo.restorer import Result
 
@@ -30,6 +30,9 @@ def cpsnr(measured: Measured, image: Tensor) -> Tensor:
     Args:
         measured: a simulated measurement, on the prior's grid.
         image: (B, 3, H, W) on the same grid.
+
+    Raises:
+        ValueError: the damage was not simulated, so that there is no clean picture.
     """
     if measured.clean is None:
         raise ValueError("consistency needs the clean picture: simulate the damage.")
@@ -101,8 +104,8 @@ class Scores:
         psnr: dB.
         cpsnr: dB.
         ssim: at most 1; None for a picture smaller than its window.
-        lpips: LPIPS-Alex, as `lpips_vgg` None where its weights are missing.
-        lpips_vgg: LPIPS-VGG.
+        lpips: LPIPS-Alex; None without its weights, or for a picture too small for its network.
+        lpips_vgg: LPIPS-VGG; as `lpips`.
     """
 
     psnr: float
@@ -116,6 +119,9 @@ def scores(result: Result) -> tuple[Scores, Scores]:
     """The scores of a simulated restoration and, to compare, of its measurement.
 
     LPIPS with the weights of `silo.lpips.find_weights`.
+
+    Raises:
+        ValueError: the damage was not simulated, so that there is no clean picture.
     """
     return (
         score(result.measured, result.restored),
@@ -127,6 +133,9 @@ def score(measured: Measured, on_grid: Tensor) -> Scores:
     """The scores of images (B, 3, H, W) on the prior's grid, for a simulated measurement.
 
     A large picture is scored at the size that it was degraded and restored at.
+
+    Raises:
+        ValueError: the damage was not simulated, so that there is no clean picture.
     """
     if measured.clean is None:
         raise ValueError("only a simulated restoration can be scored.")
@@ -143,9 +152,14 @@ def score(measured: Measured, on_grid: Tensor) -> Scores:
 
 @torch.no_grad()
 def lpips(net: str, a: Tensor, b: Tensor) -> float | None:
-    """The mean LPIPS of images (B, 3, H, W); None without the weights of `net`."""
+    """The mean LPIPS of images (B, 3, H, W) in [-1, 1].
+
+    None without the weights of `net`, or where a side is below `silo.lpips.LEAST_SIDE`.
+    """
     weights = find_weights(net)
-    return None if weights is None else float(_distance(net, weights)(a, b).mean())
+    if weights is None or min(a.shape[-2:]) < LEAST_SIDE[net]:
+        return None
+    return float(_distance(net, weights)(a, b).mean())
 
 
 @lru_cache(maxsize=2)

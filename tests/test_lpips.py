@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from silo.errors import BadRequest
-from silo.lpips import LPIPS, find_weights
+from silo.lpips import LEAST_SIDE, LPIPS, find_weights
 from silo.metric_weights import FILES, WEIGHTS_VARIABLE
+from silo.metrics import lpips
 from tests.narrow_lpips import LAST_RELUS, write_weights
 
 
@@ -34,6 +35,21 @@ def test_equals_the_definition_on_a_sequential_network(net: str, tmp_path: Path)
     with torch.no_grad():
         torch.testing.assert_close(distance(a, b), _reference(features, net, weights, a, b))
         assert distance(a, a).abs().max() == 0
+
+
+@pytest.mark.parametrize("net", ["alex", "vgg"])
+def test_a_picture_that_is_too_small_for_the_network_has_no_distance(
+    net: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(WEIGHTS_VARIABLE, str(tmp_path))
+    write_weights(net, tmp_path / FILES[f"lpips_{net}"])
+    a, b = torch.rand(2, 1, 3, 40, LEAST_SIDE[net], generator=torch.Generator().manual_seed(0))
+    distance = lpips(net, a, b)
+    assert distance is not None and distance > 0
+    for small in (torch.zeros(1, 3, 40, LEAST_SIDE[net] - 1), torch.zeros(1, 3, 8, 40)):
+        assert lpips(net, small, small) is None
+        with pytest.raises(RuntimeError, match="too small"):  # it is the least
+            LPIPS(net, tmp_path / FILES[f"lpips_{net}"])(small, small)
 
 
 def test_weights_are_looked_for_where_they_are_said_to_be(

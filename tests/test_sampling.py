@@ -1,6 +1,6 @@
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -8,7 +8,9 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from PIL import Image
 
 from silo.__main__ import main
-from silo.images import read_parameters
+from silo.commands import sample
+from silo.images import load_image, read_parameters
+from silo.metrics import frechet_distance
 from silo.prior import LatentPrior
 from silo.prior_files import EMBEDDED_FOLDER
 from silo.sampling import draw
@@ -31,6 +33,10 @@ def test_drawing_is_diffusers_ddim() -> None:
         expected = prior.decode(z)
     drawn = draw(prior, prompt, 4, [torch.Generator().manual_seed(3)])
     torch.testing.assert_close(drawn, expected, atol=1e-3, rtol=0)
+
+
+def test_every_option_is_explained() -> None:
+    assert not [option.dest for option in sample._parser()._actions if not option.help]
 
 
 def test_a_picture_is_the_same_among_others(tmp_path: Path) -> None:
@@ -60,24 +66,83 @@ def test_without_weights_no_distance_is_printed(
     assert not (tmp_path / "out").exists()
 
 
-def test_distances_to_photos_are_those_of_the_metrics(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Network:  # in place of Inception, whose weights are not here
-        def __init__(self, path: Path) -> None:
-            pass
+class Network:
+    """In place of Inception, whose weights are not here; notes how many pictures a tensor holds."""
 
-        def features(self, images: torch.Tensor) -> torch.Tensor:
-            return images.mean((2, 3))
+    batches: ClassVar[list[int]] = []
 
+    def __init__(self, path: Path) -> None:
+        pass
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        self.batches.append(images.untyped_storage().nbytes() // images[0].nbytes)
+        return images.mean((2, 3))
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three photos to compare with, by a network."""
     monkeypatch.setattr("silo.commands.sample.find_inception", lambda: tmp_path)
     monkeypatch.setattr("silo.commands.sample.Inception", Network)
-    photos = tmp_path / "photos"
-    photos.mkdir()
+    monkeypatch.setattr(Network, "batches", [])
+    folder = tmp_path / "photos"
+    folder.mkdir()
     for index in range(3):
-        Image.new("RGB", (256, 256), (80 * index, 40, 200)).save(photos / f"{index}.png")
-    arguments = ["--steps", "1", "--number", "2", "--data", str(photos), "--split", "all"]
+        Image.new("RGB", (256, 256), (80 * index, 40, 200)).save(folder / f"{index}.png")
+    return folder
+
+
+def test_distances_to_photos_are_those_of_the_metrics(
+    tmp_path: Path,
+    photos: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("silo.commands.sample.BATCH", 2)
+    arguments = ["--steps", "1", "--number", "3", "--data", str(photos), "--split", "all"]
     assert main(["sample", *arguments, "--out", str(tmp_path / "out")]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["pictures"], found["photos"]) == (2, 3)
-    assert found["fid"] > 0
+    assert (found["pictures"], found["photos"]) == (3, 3)
+    colours = torch.tensor([[80.0 * index, 40, 200] for index in range(3)]) / 127.5 - 1
+    drawn = [load_image(tmp_path / "out" / f"000{index}.png").pixels for index in range(3)]
+    expected = frechet_distance(torch.cat(drawn).mean((2, 3)), colours)
+    assert found["fid"] == pytest.approx(expected, abs=0.02)
+    assert Network.batches == [2, 1, 2, 1]  # not all of them at once
+
+
+@pytest.mark.parametrize(
+    ("kept", "damaged", "message"),
+    [
+        (["0"], [], "at least two photos, and '0' is the only one of the split 'all'"),
+        ([], [], "No pictures of the split 'all'"),
+        (["0", "1", "2"], ["2"], "'2' in"),
+    ],
+)
+def test_photos_that_cannot_be_compared_with_are_named_before_anything_is_drawn(
+    tmp_path: Path,
+    photos: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    kept: list[str],
+    damaged: list[str],
+    message: str,
+) -> None:
+    monkeypatch.setattr("silo.commands.sample.draw", None)
+    for path in photos.iterdir():
+        if path.stem not in kept:
+            path.unlink()
+        elif path.stem in damaged:
+            path.write_bytes(b"no picture")
+    arguments = ["--data", str(photos), "--split", "all", "--out", str(tmp_path / "out")]
+    assert main(["sample", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_steps_that_are_not_possible_are_named_before_photos_are_read(
+    tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--data", str(photos), "--split", "all", "--out", str(tmp_path / "out")]
+    assert main(["sample", *arguments, "--steps", "0"]) == 2
+    assert "0 steps are not possible" in capsys.readouterr().err
+    assert Network.batches == []

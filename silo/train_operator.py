@@ -46,6 +46,7 @@ ABOVE_ZERO = (
     "max_train_steps",
     "train_batch_size",
     "learning_rate",
+    "eta",
     "validation_steps",
     "checkpointing_steps",
     "checkpoints_total_limit",
@@ -192,10 +193,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--resolution", type=int, help="of the crops; the prior's native size by default")
     add("--pictures", type=int, help="how many crops to encode")
     add("--noise_draws", type=int, help="how many measurements of each crop to encode")
-    add("--max_train_steps", type=int)
+    add("--max_train_steps", type=int, help="in all, those of a run that is resumed included")
     add("--train_batch_size", type=int, help="of all processes together")
-    add("--learning_rate", type=float)
-    add("--lr_scheduler", choices=("cosine", "constant"))
+    add("--learning_rate", type=float, help="the highest")
+    add("--lr_scheduler", choices=("cosine", "constant"), help="cosine warms up, then falls")
     add_mixed_precision(parser)
     add("--eta", type=float, help="consistency scale to recommend at 1,000 steps")
     often = "after so many steps each; %(default)s by default"

@@ -23,6 +23,7 @@ from operators.catalog import find_operator, shelf
 from operators.convolutional import PaperCNN
 from operators.latent import LatentOperator
 from operators.readout import ReadoutOperator
+from silo import train_operator
 from silo.__main__ import main
 from silo.data import Photo, center_crop, list_photos
 from silo.errors import BadRequest
@@ -64,6 +65,10 @@ def _train(*options: str) -> int:
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
+
+
+def test_every_option_is_explained() -> None:
+    assert not [option.dest for option in train_operator._parser()._actions if not option.help]
 
 
 def test_an_operator_learns_and_says_how_well(options: list[str], tmp_path: Path, capsys) -> None:
@@ -411,6 +416,8 @@ def test_a_finished_run_goes_on_and_another_one_does_not_touch_it(
         (["--resolution", "50"], "multiple of 32"),
         (["--pictures", "0"], "--pictures must be above 0"),
         (["--learning_rate", "nan"], "--learning_rate must be above 0"),
+        (["--eta", "0"], "--eta must be above 0, not 0.0"),
+        (["--eta", "nan"], "--eta must be above 0"),
         (["--checkpointing_steps", "0"], "--checkpointing_steps must be above 0"),
         (["--checkpoints_total_limit", "0"], "--checkpoints_total_limit must be above 0"),
         (["--validation_steps", "0"], "--validation_steps must be above 0"),

@@ -154,16 +154,14 @@ def _reporting_bar(report: Report | None) -> type[tqdm] | None:
 
 def unavailable(repo_id: str, revision: str, repo_type: str = "model") -> HubUnavailable:
     """The error for files that neither the Hub nor the local cache gives."""
-    if constants.is_offline_mode():
-        reason = "HF_HUB_OFFLINE is set"
-    elif reachable():
-        reason = f"the download from {constants.ENDPOINT} failed"
+    if reachable():
+        reason, remedy = f"the download from {constants.ENDPOINT} failed", "try again"
     else:
-        reason = f"{constants.ENDPOINT} does not answer"
+        reason, remedy = _out_of_reach()
     kind = "" if repo_type == "model" else f" --repo-type {repo_type}"
     return HubUnavailable(
         f"{repo_id}@{revision} is not in the local cache and {reason}: "
-        f"go online and try again, or run `hf download {repo_id}{kind}` beforehand."
+        f"{remedy}, or run `hf download {repo_id}{kind}` beforehand."
     )
 
 
@@ -171,19 +169,30 @@ def require_online(purpose: str) -> None:
     """Raise HubUnavailable, naming `purpose`, unless the Hub can be reached."""
     if reachable():
         return
-    switched_off = constants.is_offline_mode()
-    reason = "HF_HUB_OFFLINE is set" if switched_off else f"{constants.ENDPOINT} does not answer"
-    raise HubUnavailable(f"cannot {purpose}: {reason}; go online and try again.")
+    reason, remedy = _out_of_reach()
+    raise HubUnavailable(f"cannot {purpose}: {reason}; {remedy}.")
 
 
-def push_operator(folder: Path, repo_id: str, *, private: bool = False) -> str:
+def _out_of_reach() -> tuple[str, str]:
+    """Why the Hub cannot be reached, and what to do about it."""
+    if constants.is_offline_mode():
+        return "HF_HUB_OFFLINE is set", "unset it and try again"
+    return f"{constants.ENDPOINT} does not answer", "go online and try again"
+
+
+def push_operator(
+    folder: Path, repo_id: str, *, private: bool = False, card: bytes | None = None
+) -> str:
     """Publish a trained operator: one commit of its two files and its card, which names `repo_id`.
+
+    The folder stays as it is.
 
     Args:
         folder: `config.json`, `model.safetensors`, the README.md of `silo.model_card`, and the
             picture that this may show.
         repo_id: "owner/name", created where it does not exist.
         private: create it private; one that exists must be private already.
+        card: in place of the folder's README.md.
 
     Returns:
         The commit's address.
@@ -207,7 +216,8 @@ def push_operator(folder: Path, repo_id: str, *, private: bool = False) -> str:
     require_online(f"push to {repo_id}")
     files: dict[str, Path | bytes] = {name: folder / name for name in OPERATOR_FILES}
     place, published = f"--operator {NO_REPOSITORY}", f"--operator {repo_id}"
-    files[CARD_NAME] = (folder / CARD_NAME).read_bytes().replace(place.encode(), published.encode())
+    card = (folder / CARD_NAME).read_bytes() if card is None else card
+    files[CARD_NAME] = card.replace(place.encode(), published.encode())
     if (folder / EXAMPLE_NAME).is_file():
         files[EXAMPLE_NAME] = folder / EXAMPLE_NAME
     title = f"Upload the operator for {metadata['task']} on {metadata['prior']}"

@@ -1,8 +1,10 @@
 """Renders the model card of a trained operator from hub_cards/operator.md; its licence."""
 
 import json
+import shutil
 from pathlib import Path
 from string import Template
+from tempfile import TemporaryDirectory
 from textwrap import indent
 from typing import Any
 
@@ -18,6 +20,7 @@ from silo.hub import EXAMPLE_NAME, NO_REPOSITORY
 from silo.prior_files import HUB_PRIORS
 
 MAX_FRONT_MATTER_BYTES = 1 << 16
+YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C, where PyYAML was built with it
 YAML_STRING = "tag:yaml.org,2002:str"
 TAGS = ["silo", "image-restoration", "inverse-problems"]
 MEASURES = {"l1": "L1 on held-out latents", "rmse": "RMSE on held-out latents"}
@@ -134,7 +137,7 @@ def read_license(card: Path) -> str | None:
     if front_matter is None:
         return None
     try:
-        root = yaml.compose(front_matter[2], yaml.SafeLoader)
+        root = yaml.compose(front_matter[2], YAML_LOADER)
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError):
         return None
     for key, value in root.value if isinstance(root, yaml.MappingNode) else []:
@@ -144,8 +147,10 @@ def read_license(card: Path) -> str | None:
     return None
 
 
-def write_license(card: Path, license: str) -> None:
-    """Put a licence, by its identifier on the Hub, in place of the one in a card's front matter.
+def with_license(card: Path, license: str) -> bytes:
+    """A card's content with a licence, by its identifier on the Hub, in its front matter.
+
+    The card itself stays as it is.
 
     Raises:
         BadRequest: there is no card, or its front matter is not YAML.
@@ -157,7 +162,11 @@ def write_license(card: Path, license: str) -> None:
             f"{card} cannot take the licence {license}: let it begin with YAML metadata between "
             "two lines of ---"
         ) from error
-    metadata_save(card, {**(metadata or {}), "license": license})
+    with TemporaryDirectory() as folder:  # it writes to files alone
+        copy = Path(folder) / card.name
+        shutil.copyfile(card, copy)
+        metadata_save(copy, {**(metadata or {}), "license": license})
+        return copy.read_bytes()
 
 
 def base_model_of(prior: str) -> str | None:

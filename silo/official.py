@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -15,14 +16,18 @@ from torch import Tensor
 
 from operators.catalog import SD_PRIOR, get_task
 from operators.convolutional import PaperCNN
-from operators.errors import OperatorFileError, OperatorNotFound
+from operators.errors import OperatorFileError, OperatorNotFound, reason
+from operators.files import write_whole
 from operators.latent import LatentOperator
 from operators.pretrained import enumerate_names
 from operators.readout import ReadoutOperator
+from silo.errors import CannotSave
 from silo.hub import CARD_NAME
 
 MAX_FILE_BYTES = 1 << 29  # a readout operator takes 55 MB, three times that with its optimizer
 MAX_FILES = 100
+# What zipfile raises where a zip, or a member of it, is damaged, cut off, encrypted or unusual.
+_UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error)
 # What the operators were trained with, in [0, 1] units (paper: section 5, U(0, 0.1) and U(0, 0.04)
 # in [-1, 1] units).
 READOUT_NOISE_RANGE, CNN_NOISE_RANGE = [0.0, 0.05], [0.0, 0.02]
@@ -81,24 +86,27 @@ def import_official(archive: Path, out: Path) -> Iterator[str]:
     Raises:
         OperatorNotFound: there is no such file.
         OperatorFileError: it is no such archive; a checkpoint is damaged, unsafe or has another
-            layout. What was converted before stays.
+            layout; or `out` cannot be written. What was converted before stays.
+        CannotSave: a model card cannot be written.
     """
     try:
-        with zipfile.ZipFile(archive) as release:
-            members = [m for m in release.infolist() if m.filename.endswith((".pt", ".pth"))]
-            if not 1 <= len(members) <= MAX_FILES:
-                raise OperatorFileError(
-                    f"{str(archive)!r} holds {len(members)} checkpoints, not the release's: "
-                    "download trained_ckpt.zip again"
-                )
-            for member in members:
-                yield _import_member(release, member, out)
+        release = zipfile.ZipFile(archive)
     except FileNotFoundError as error:
         raise OperatorNotFound(f"there is no file {str(archive)!r}: check its name") from error
-    except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
+    except _UNREADABLE as error:
         raise OperatorFileError(
-            f"{str(archive)!r} is no readable zip file ({error}): download trained_ckpt.zip again"
+            f"{str(archive)!r} is no readable zip file ({reason(error)}): download "
+            "trained_ckpt.zip again"
         ) from error
+    with release:
+        members = [m for m in release.infolist() if m.filename.endswith((".pt", ".pth"))]
+        if not 1 <= len(members) <= MAX_FILES:
+            raise OperatorFileError(
+                f"{str(archive)!r} holds {len(members)} checkpoints, not the release's: "
+                "download trained_ckpt.zip again"
+            )
+        for member in members:
+            yield _import_member(release, member, out)
 
 
 def _import_member(release: zipfile.ZipFile, member: zipfile.ZipInfo, out: Path) -> str:
@@ -123,7 +131,12 @@ def _import_member(release: zipfile.ZipFile, member: zipfile.ZipInfo, out: Path)
     folder = out / checkpoint.folder
     operator.save_pretrained(folder)
     card = CARD.format(task=task.name, prior=checkpoint.prior, member=name)
-    (folder / CARD_NAME).write_text(card)
+    try:
+        write_whole(folder / CARD_NAME, card.encode())
+    except OSError as error:
+        raise CannotSave(
+            f"{folder / CARD_NAME} cannot be written ({error.strerror}): choose another --out."
+        ) from error
     count = sum(parameter.numel() for parameter in operator.parameters())
     return (
         f"{name}: {task.name} for {checkpoint.prior}, {operator.architecture} of {count:,} "
@@ -146,7 +159,7 @@ def read_checkpoint(content: bytes, name: str) -> dict[str, Tensor]:
         # Checked before torch reads it: members of this inner zip might be bombs.
         with zipfile.ZipFile(io.BytesIO(content)) as file:
             size = sum(member.file_size for member in file.infolist())
-    except zipfile.BadZipFile as error:
+    except _UNREADABLE as error:
         raise OperatorFileError(f"{name!r} is no file of PyTorch's: {again}") from error
     if size > MAX_FILE_BYTES:
         raise OperatorFileError(f"{name!r} unpacks to {size:,} bytes, which is too much: {again}")
@@ -205,9 +218,9 @@ def _read(release: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     try:
         with release.open(member) as file:
             content = file.read(MAX_FILE_BYTES + 1)
-    except (RuntimeError, EOFError) as error:  # encrypted, or cut off
+    except _UNREADABLE as error:
         raise OperatorFileError(
-            f"{member.filename!r} cannot be read ({error}): download trained_ckpt.zip again"
+            f"{member.filename!r} cannot be read ({reason(error)}): download trained_ckpt.zip again"
         ) from error
     if len(content) > MAX_FILE_BYTES:
         raise OperatorFileError(

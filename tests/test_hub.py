@@ -137,8 +137,10 @@ def test_offline_and_not_cached_says_what_to_do(monkeypatch, cache):
         hub.snapshot("owner/other", "main", ["*.json"])
     assert "\n" not in str(error.value)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(HubUnavailable, match="HF_HUB_OFFLINE is set"):
+    with pytest.raises(HubUnavailable, match="HF_HUB_OFFLINE is set: unset it"):
         hub.snapshot("owner/prior", "v2", ["*.json"])
+    with pytest.raises(HubUnavailable, match="HF_HUB_OFFLINE is set; unset it"):
+        hub.require_online("push")
 
 
 def test_a_download_that_fails_is_named_and_a_missing_repository_is_the_callers(monkeypatch):

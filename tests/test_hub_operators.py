@@ -491,18 +491,32 @@ def test_nobody_elses_work_is_licensed_unasked(
     assert main(push) == 0
     assert capfd.readouterr().err.splitlines()[-1] == NO_LICENSE
     assert "license:" not in card.read_text()
-    before = yaml.safe_load(card.read_text().split("---\n")[1])
-    body = card.read_text().split("---\n", 2)[2]
+    before = _published(folder)["README.md"].decode().split("---\n", 2)
     assert main([*push, "--license", "cc-by-4.0"]) == 0
     assert NO_LICENSE not in capfd.readouterr().err
     pushed = local_hub.repositories[f"models/{NAME}"].files["README.md"].content.decode()
-    assert pushed == _published(folder)["README.md"].decode()
-    assert card.read_text().split("---\n", 2)[2] == body
-    assert yaml.safe_load(pushed.split("---\n")[1]) == before | {"license": "cc-by-4.0"}
-    assert [row.license for row in on_shelf(shelf_folder)] == ["cc-by-4.0"]
+    _, front_matter, body = pushed.split("---\n", 2)
+    assert body == before[2]
+    assert yaml.safe_load(front_matter) == yaml.safe_load(before[1]) | {"license": "cc-by-4.0"}
+    assert _published(folder)["README.md"].decode().split("---\n", 2) == before
     card.write_text("---\nlicense: [\n---\n")
     assert main([*push, "--license", "mit"]) == 2
     assert "cannot take the licence mit" in capfd.readouterr().err
+
+
+def test_a_push_leaves_what_was_pulled_as_it_is(
+    local_hub: Hub, trained: Path, shelf_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = hub.push_operator(trained, NAME).rpartition("/")[2]
+    folder = shelf_folder / "sr4"
+    hub.pull_operator(NAME, folder)
+    push = ["operators", "push", str(folder), "--license", "mit", "--repo_id"]
+    assert main([*push, "ada/sr4"]) == 0
+    pushed = local_hub.repositories["models/ada/sr4"].files["README.md"].content
+    assert b"license: mit\n" in pushed
+    monkeypatch.setenv("HF_TOKEN", "hf_stranger")
+    assert main([*push, "lab/new"]) == 2
+    assert _files(folder) == _published(trained) and recorded_commit(folder) == commit
 
 
 def test_nothing_leaves_that_does_not_load_or_may_not_be_published(

@@ -19,6 +19,7 @@ from operators.errors import OperatorFileError, OperatorNotFound
 from operators.latent import LatentOperator
 from operators.readout import ReadoutOperator
 from silo.__main__ import main
+from silo.errors import CannotSave
 from silo.official import MAX_FILE_BYTES, import_official
 
 CHANNELS = [1280] * 6 + [640] * 3 + [320] * 3
@@ -278,6 +279,43 @@ def test_archives_that_are_none_are_named(tmp_path: Path) -> None:
         list(import_official(tmp_path / "a.zip", tmp_path))
     with pytest.raises(OperatorFileError, match="holds 0 checkpoints"):
         list(import_official(_archive(tmp_path / "b.zip", {"readme.txt": b""}), tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("data", "sr_8_cnn_ffhq_operator.pt' cannot be read .*: download trained_ckpt.zip again"),
+        ("version", "no readable zip file .*: download trained_ckpt.zip again"),
+        ("offset", "sr_8_cnn_ffhq_operator.pt' cannot be read .*: download trained_ckpt.zip again"),
+    ],
+)
+def test_a_damaged_archive_is_named(tmp_path: Path, place: str, message: str) -> None:
+    archive = tmp_path / "a.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as release:
+        release.writestr("CNN/sr_8_cnn_ffhq_operator.pt", bytes(range(256)) * 40)
+    content = bytearray(archive.read_bytes())
+    entry = content.index(b"PK\x01\x02")
+    if place == "data":
+        content[entry - 200 : entry - 100] = b"\xff" * 100
+    elif place == "version":  # that is needed to unpack it
+        content[entry + 6] = 255
+    else:  # of the file, before the beginning of the archive
+        content[entry + 42 : entry + 46] = b"\xff" * 4
+        directory = content.index(b"PK\x05\x06") + 16
+        offset = int.from_bytes(content[directory : directory + 4], "little")
+        content[directory : directory + 4] = (offset + 99).to_bytes(4, "little")
+    archive.write_bytes(content)
+    with pytest.raises(OperatorFileError, match=message):
+        list(import_official(archive, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_card_that_cannot_be_written_is_not_blamed_on_the_archive(tmp_path: Path) -> None:
+    name = "CNN/sr_8_cnn_ffhq_operator.pt"
+    card = tmp_path / "out" / "cnn_super_resolution_x8" / "README.md"
+    card.mkdir(parents=True)  # in the way
+    with pytest.raises(CannotSave, match="README.md cannot be written .*: choose another --out"):
+        list(import_official(_archive(tmp_path / "a.zip", {name: _cnn_state()}), tmp_path / "out"))
 
 
 def test_an_archive_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:

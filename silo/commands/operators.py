@@ -18,7 +18,7 @@ from operators.pretrained import download_errors
 from silo import hub
 from silo.command_line import CommandParser
 from silo.errors import BadRequest
-from silo.model_card import NO_LICENSE, read_license, write_license
+from silo.model_card import NO_LICENSE, read_license, with_license
 from silo.official import import_official
 from silo.operator_listing import ListedOperator, in_cache, in_collection, on_shelf
 
@@ -54,11 +54,10 @@ def _left_out(error: OperatorError) -> None:
 
 def _push(arguments: argparse.Namespace) -> int:
     folder = _find_folder(arguments.operator, arguments.prior)
-    card = folder / hub.CARD_NAME
-    if arguments.license is not None:
-        write_license(card, arguments.license)
-    print(hub.push_operator(folder, arguments.repo_id, private=arguments.private))
-    if read_license(card) is None:
+    path, license = folder / hub.CARD_NAME, arguments.license
+    card = None if license is None else with_license(path, license)
+    print(hub.push_operator(folder, arguments.repo_id, private=arguments.private, card=card))
+    if license is None and read_license(path) is None:
         print(NO_LICENSE, file=sys.stderr)
     return 0
 
@@ -155,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument("operator", metavar="FOLDER_OR_TASK")
     push.add_argument("--repo_id", required=True, metavar="ORG/NAME")
     push.add_argument("--prior", metavar="NAME", help="whose operator for the task of the shelf")
-    push.add_argument("--license", metavar="ID", help="to put into its card, such as cc-by-4.0")
+    push.add_argument("--license", metavar="ID", help="for the pushed card, such as cc-by-4.0")
     push.add_argument("--private", action="store_true", help="create the repository private")
     push.set_defaults(run=_push)
 

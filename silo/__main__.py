@@ -1,5 +1,6 @@
 """The command line: `python -m silo COMMAND ...`; each command is a module with a `main(argv)`."""
 
+import signal
 import sys
 from importlib import import_module
 
@@ -20,7 +21,7 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 some of several failed, 2 an error.
 
-    A run that a signal stopped at a safe point ends with 130 (Ctrl-C) or 143 (SIGTERM).
+    Ctrl-C ends with 130; training, which a signal stops at a safe point, with 143 for SIGTERM.
     """
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -30,20 +31,20 @@ def main(argv: list[str] | None = None) -> int:
     name, *rest = arguments
     if name not in COMMANDS:
         return _fail(f"there is no command '{name}'; choose one of {', '.join(COMMANDS)}.")
-    command = import_module(COMMANDS[name][0])
 
     from operators.errors import OperatorError
     from silo.errors import SiloError, Stopped
 
     try:
-        return command.main(rest)
+        return import_module(COMMANDS[name][0]).main(rest)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return stopped.exit_code
     except (SiloError, OperatorError) as error:
         return _fail(str(error))
     except KeyboardInterrupt:
-        return _fail("stopped; what was finished is kept.")
+        print("stopped; what was finished is kept.", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 def _fail(message: str) -> int:

@@ -353,7 +353,7 @@ def test_a_prior_is_not_trained_on_as_if_it_had_begun_with_another(
 def test_a_prior_cannot_begin_with_one_of_more_channels(folder: Path, tmp_path: Path) -> None:
     arguments = ["--train_data_dir", str(folder), "--output_dir", str(tmp_path / "prior")]
     arguments += ["--pretrained_model_name_or_path", "tiny", "--latent_channels", "4"]
-    with pytest.raises(BadRequest, match="wider but not narrower"):
+    with pytest.raises(BadRequest, match="or more latent ones"):
         train_prior(arguments)
 
 

@@ -19,8 +19,16 @@ def test_a_wider_network_begins_as_the_narrower_one_and_deaf_to_new_inputs() -> 
 
 
 @pytest.mark.parametrize(
-    "other", [nn.Sequential(nn.Linear(4, 2)), nn.Sequential(nn.Conv2d(3, 2, 1)), nn.Linear(3, 2)]
+    ("network", "other"),
+    [
+        (nn.Sequential(nn.Linear(3, 2)), nn.Sequential(nn.Linear(4, 2))),
+        (nn.Sequential(nn.Linear(3, 2)), nn.Sequential(nn.Conv2d(3, 2, 1))),
+        (nn.Sequential(nn.Linear(3, 2)), nn.Linear(3, 2)),
+        (nn.Sequential(nn.Conv2d(3, 2, 1)), nn.Sequential(nn.Conv2d(4, 2, 1))),
+        # Its groups would be of other channels than before.
+        (nn.Sequential(nn.GroupNorm(2, 6)), nn.Sequential(nn.GroupNorm(2, 4))),
+    ],
 )
-def test_another_network_is_refused(other: nn.Module) -> None:
+def test_another_network_is_refused(network: nn.Module, other: nn.Module) -> None:
     with pytest.raises(BadRequest):
-        widen_from(nn.Sequential(nn.Linear(3, 2)), other)
+        widen_from(network, other)

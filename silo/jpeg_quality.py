@@ -77,11 +77,10 @@ def _find_quality(coefficients: Tensor) -> tuple[int, float]:
     told = _told(coefficients, torch.tensor(MOST_ROUNDING))
     if told.sum() < LEAST_TOLD or told.any(dim=0).sum() < LEAST_POSITIONS:
         return 0, 0.0
+    telling, position = coefficients[told], told.nonzero()[:, 1]
     fits = [
-        _share_of_multiples(
-            coefficients, told, steps, (ROUNDING + OF_STEP * steps).clamp(max=MOST_ROUNDING)
-        )
-        for steps in map(_steps, range(1, HIGHEST + 1))
+        _share_of_multiples(telling, steps, (ROUNDING + OF_STEP * steps).clamp(max=MOST_ROUNDING))
+        for steps in (_steps(quality)[position] for quality in range(1, HIGHEST + 1))
     ]
     return _lowest(fits)
 
@@ -90,11 +89,14 @@ def _quality_before(coefficients: Tensor, quality: int) -> int | None:
     """The lower quality that a picture was stored with before that of `quality`, if it was."""
     off = _steps(quality) / 2 + ROUNDING  # by which the second time has moved coefficients
     told = _told(coefficients, off)
-    fits = []
-    for steps in map(_steps, range(1, quality)):
-        telling = told & (2 * off < LARGEST_CHANCE * steps)
-        enough = telling.sum() >= LEAST_TOLD_BEFORE
-        fits.append(_share_of_multiples(coefficients, telling, steps, off) if enough else 0.0)
+    telling, position = coefficients[told], told.nonzero()[:, 1]
+    off, fits = off[position], []
+    for steps in (_steps(before)[position] for before in range(1, quality)):
+        tells = 2 * off < LARGEST_CHANCE * steps
+        enough = tells.sum() >= LEAST_TOLD_BEFORE
+        fits.append(
+            _share_of_multiples(telling[tells], steps[tells], off[tells]) if enough else 0.0
+        )
     before, share = _lowest(fits) if fits else (0, 0.0)
     return before if share >= STORED_BEFORE else None
 
@@ -116,15 +118,14 @@ def _told(coefficients: Tensor, off: Tensor) -> Tensor:
     return told
 
 
-def _share_of_multiples(coefficients: Tensor, told: Tensor, steps: Tensor, off: Tensor) -> float:
-    """How many of the told coefficients (N, 64) are multiples, beyond what chance makes them.
+def _share_of_multiples(coefficients: Tensor, steps: Tensor, off: Tensor) -> float:
+    """The share of coefficients (N,) that are multiples, beyond what chance makes them.
 
     Args:
-        coefficients: of N blocks.
-        told: which of them count.
-        steps: (64,), what they may be multiples of.
-        off: (64,), how far off they may be.
+        coefficients: those that tell.
+        steps: (N,), what each may be a multiple of.
+        off: (N,), how far off it may be.
     """
     missed = (coefficients - steps * (coefficients / steps).round()).abs()
-    chance = (2 * off / steps).clamp(max=1).expand_as(told)[told].mean()
-    return float(((missed <= off)[told].float().mean() - chance) / (1 - chance))
+    chance = (2 * off / steps).clamp(max=1).mean()
+    return float(((missed <= off).float().mean() - chance) / (1 - chance))

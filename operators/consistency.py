@@ -71,7 +71,9 @@ def explain(
         moved, misfit = _move(operator, missed, spread, noise)
         if not (misfit > MISFIT).any():
             break
-        noise = torch.where(misfit > MISFIT, 4 * noise, noise)
+        # The misfit falls by no more than noise is raised: steps that would not do are left out.
+        steps = (misfit.clamp(min=MISFIT) / MISFIT).log() / math.log(4)
+        noise = noise * 4 ** steps.ceil()
     return (x + from_opponent(moved)).clamp(-1, 1)
 
 

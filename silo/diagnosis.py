@@ -40,7 +40,7 @@ def diagnose(photo: Tensor) -> str | None:
     blur, shake = find_blur(photo) or 0.0, estimate_shake(photo)
     smooth = blur >= SMOOTH_BLUR and noise < SMOOTH_NOISE
     if shake is not None and shake.depth >= (LEAST_DEPTH_IN_SMOOTH if smooth else LEAST_DEPTH):
-        if may_be_shaken(middle(photo), shake, estimate_jpeg_noise(photo)):
+        if may_be_shaken(photo, shake, estimate_jpeg_noise(photo)):
             return "motion_blur"
     if blur >= LEAST_BLUR + BLUR_OF_NOISE * noise:
         return "gaussian_blur"

@@ -13,7 +13,7 @@ from operators.blur import Echoes, GaussianBlur, MotionBlur
 from operators.degradation import Degradation
 from operators.pixel_operator import PixelOperator
 from silo.blur import LEAST_SIDE, estimate_blur
-from silo.images import Fit, to_pil
+from silo.images import Fit, middle, to_pil
 from silo.jpeg_noise import estimate_jpeg_noise
 from silo.jpeg_quality import HIGHEST, find_compression
 from silo.noise import estimate_camera_noise, estimate_noise
@@ -108,6 +108,7 @@ def match(
     *,
     least_side: int,
     blur_std: float | None = None,
+    noise_sigma: float | None = None,
 ) -> Matched:
     """Put a photo on the grid, by what it shows of a blur, a shake, noise or JPEG compression.
 
@@ -121,11 +122,15 @@ def match(
         photo: (1, 3, H, W) in [-1, 1].
         place: puts a picture on the grid, with a longer side of at most so many pixels, if any.
         expected: what the operator was trained for.
-        least_side: it is not scaled down further.
+        least_side: pixels of the longer side that it is not scaled down further than.
         blur_std: std of its Gaussian blur, in pixels of the photo; None to estimate it.
+        noise_sigma: std of the noise that it has at least, in [0, 1], where that was said.
+
+    Raises:
+        BadImage: as `place` does.
     """
     if expected.kind == "gaussian_blur":
-        return _match_blur(photo, place, expected, least_side, blur_std)
+        return _match_blur(photo, place, expected, least_side, blur_std, noise_sigma or 0.0)
     if expected.kind == "motion_blur":
         jpeg_noise = estimate_jpeg_noise(photo)
         return _match_shake(photo, place, expected, jpeg_noise).allowing_for(jpeg_noise)
@@ -133,7 +138,7 @@ def match(
     if expected.kind == "jpeg":
         return _match_quality(photo, picture, fit, expected)
     if expected.kind == "denoising":
-        return _match_noise(photo, picture, fit, expected)
+        return _match_noise(photo, picture, fit, expected, noise_sigma or 0.0)
     as_it_came = expected if expected.kind == "super_resolution" else None
     return Matched(picture, fit, expected, as_it_came=as_it_came)
 
@@ -166,12 +171,12 @@ def _match_shake(photo: Tensor, place: Place, expected: Degradation, jpeg_noise:
 
 
 def may_be_shaken(photo: Tensor, shake: Shake, jpeg_noise: float) -> bool:
-    """Whether a photo (1, 3, H, W) has no detail that a shake would have taken from it.
+    """Whether the middle of a photo (1, 3, H, W) has no detail that a shake would have taken.
 
     `jpeg_noise` is what `estimate_jpeg_noise` found of it.
     """
     line = _line(shake)
-    return line is None or not has_unexplained(photo, line, jpeg_noise)
+    return line is None or not has_unexplained(middle(photo), line, jpeg_noise)
 
 
 def _line(shake: Shake) -> MotionBlur | None:
@@ -187,8 +192,10 @@ def has_unexplained(photo: Tensor, operator: PixelOperator, jpeg_noise: float = 
 
     `jpeg_noise` is what `estimate_jpeg_noise` found of it, if it was damaged before.
     """
-    usual = max(DOUBTED * estimate_noise(to_pil(photo)), DOUBTED_OF_JPEG * jpeg_noise)
-    return operator.unexplainable(photo) >= max(LEAST_DOUBTED, usual)
+    unexplained = operator.unexplainable(photo)
+    if unexplained < max(LEAST_DOUBTED, DOUBTED_OF_JPEG * jpeg_noise):
+        return False
+    return unexplained >= DOUBTED * estimate_noise(to_pil(photo))
 
 
 def _turned(
@@ -221,14 +228,18 @@ def _turned(
     return fit.apply(photo), fit, echoes
 
 
-def _match_noise(photo: Tensor, picture: Tensor, fit: Fit, expected: Degradation) -> Matched:
+def _match_noise(
+    photo: Tensor, picture: Tensor, fit: Fit, expected: Degradation, told: float
+) -> Matched:
     noise = estimate_camera_noise(to_pil(photo))
     here = expected
     if fit.scale != 1:  # which averages noise, and leaves as much of it as shows
-        here = expected.with_noise(estimate_camera_noise(to_pil(picture)))
-    if noise < LEAST_NOISE:
-        return Matched(picture, fit, here, doubt=HARDLY_NOISY, as_it_came=expected)
-    return Matched(picture, fit, here, found=NOISE.format(noise), as_it_came=expected)
+        left = estimate_camera_noise(to_pil(picture))
+        here = expected.with_noise(max(left, min(fit.scale, 1) * told))
+    if noise >= LEAST_NOISE:
+        return Matched(picture, fit, here, found=NOISE.format(noise), as_it_came=expected)
+    doubt = HARDLY_NOISY if told < LEAST_NOISE else None
+    return Matched(picture, fit, here, doubt=doubt, as_it_came=expected)
 
 
 def _match_quality(photo: Tensor, picture: Tensor, fit: Fit, expected: Degradation) -> Matched:
@@ -249,6 +260,7 @@ def _match_blur(
     expected: Degradation,
     least_side: int,
     told: float | None,
+    told_noise: float,
 ) -> Matched:
     picture, fit = place(photo, None)
     blur = expected.operator()
@@ -276,11 +288,10 @@ def _match_blur(
         as_it_came=expected if math.isclose(std, blur.std) else _described(expected, _blur(std)),
     )
     if is_found and std < SHARP and not is_same:
-        # What is not noise by what it shows is not taken for noise.
-        here, came = matched.degradation.with_noise(0), _described(expected, _blur(std))
-        return replace(
-            matched, degradation=here, doubt=HARDLY_BLURRED, as_it_came=came.with_noise(0)
-        )
+        # What is not noise by what it shows, or was said, is not taken for noise.
+        here = matched.degradation.with_noise(min(fit.scale, 1) * told_noise)
+        came = _described(expected, _blur(std)).with_noise(told_noise)
+        return replace(matched, degradation=here, doubt=HARDLY_BLURRED, as_it_came=came)
     if is_found:
         matched = replace(matched, found=BLUR.format("about " if is_same else "", std))
     elif is_untold:

@@ -30,8 +30,8 @@ SMALLEST_SIDE_RATIO = 0.5
 MOST_EXPLAINED = 16_000_000  # pixels of a picture; larger ones come back scaled up
 LEAST_DRAFTED = 0.5  # turned photos that are scaled down further have no draft
 DOUBT = (
-    "The photo has detail that this damage would have taken from it: it is damaged less, or "
-    "otherwise, or was framed or written on since. Its restoration is likely to be wrong."
+    "The photo has detail that this damage would have removed: it is damaged less, or differently, "
+    "or was framed or written on later. The result is likely to be wrong."
 )
 
 
@@ -101,9 +101,18 @@ class Measured:
         Of more noise than that it is freed. What this loses, `finish` brings back from `y` itself.
         """
         y, operator = self.y, self.degradation.operator()
-        if self.keep_known and self.noise_sigma > self.expected_noise_sigma:
+        if self._is_cleaned:
             y = operator.clean(y, self.noise_sigma, self.expected_noise_sigma)
         return operator.to_full_size(y if self.missing is None else self.missing.forward(y))
+
+    @property
+    def encoded_noise_sigma(self) -> float:
+        """The noise of `to_encode` in [0, 1] units, as its operator is told."""
+        return self.expected_noise_sigma if self._is_cleaned else self.degradation.noise_sigma
+
+    @property
+    def _is_cleaned(self) -> bool:
+        return self.keep_known and self.noise_sigma > self.expected_noise_sigma
 
     @property
     def output_size(self) -> Tensor:
@@ -201,7 +210,17 @@ def _white_noise(degradation: Degradation, photo: Tensor) -> float:
 
 @torch.no_grad()
 def take_measurement(request: RestorationRequest, prior: LatentPrior) -> Measured:
-    """The measurement that is asked for, at the size that `prior` works at."""
+    """The measurement that is asked for, at the size that `prior` works at.
+
+    Args:
+        request: what to restore; its picture is simulated to be damaged, or is the measurement.
+        prior: whose sizes count.
+
+    Raises:
+        BadImage: a picture too large or too narrow to be brought to such a size.
+        BadMask: a mask of which nothing, or everything, is left at that size.
+        OperatorError: a degradation of one's own that fails.
+    """
     degradation = request.effective_degradation
     operator = degradation.operator()
     generator = measurement_generator(request.seed)
@@ -210,10 +229,14 @@ def take_measurement(request: RestorationRequest, prior: LatentPrior) -> Measure
     photo = request.image.to("cpu", torch.float32)
     given = None if request.mask is None else request.mask.to("cpu", torch.float32)
 
+    # A picture to be scaled down has sides that its factor divides.
+    factor = operator.downscale if request.simulate else 1
+    multiple = math.lcm(prior.size_multiple, factor)
+
     def place(pixels: Tensor, max_side: int | None) -> tuple[Tensor, Fit]:
         return fit(
             pixels,
-            multiple=prior.size_multiple,
+            multiple=multiple,
             max_pixels=(LARGEST_SIDE_RATIO * prior.native_size) ** 2,
             max_side=max_side,
             factor=1 if request.simulate else operator.downscale,
@@ -223,7 +246,14 @@ def take_measurement(request: RestorationRequest, prior: LatentPrior) -> Measure
         matched = Matched(*place(photo, None), degradation)
     else:
         least_side = round(SMALLEST_SIDE_RATIO * prior.native_size)
-        matched = match(photo, place, degradation, least_side=least_side, blur_std=request.blur_std)
+        matched = match(
+            photo,
+            place,
+            degradation,
+            least_side=least_side,
+            blur_std=request.blur_std,
+            noise_sigma=request.noise_sigma,
+        )
     picture, plan = matched.picture, matched.fit
     mask = None
     if given is not None:

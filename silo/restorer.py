@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from operators.degradation import Degradation
 from operators.errors import OperatorError
 from operators.latent import LatentOperator, load_operator
 from silo import __version__
-from silo.devices import generators
+from silo.devices import dtype_name, generators
 from silo.errors import BadRequest
 from silo.fingerprint import weights_fingerprints
 from silo.images import to_pil
@@ -111,9 +111,13 @@ class Result:
     decodes: int
     notices: list[str]
 
-    @property
+    @cached_property
     def images(self) -> Tensor:
-        """The restorations at the size of the original picture, (B, 3, H, W) in [-1, 1]."""
+        """The restorations at the size of the original picture, (B, 3, H, W) in [-1, 1].
+
+        Of a photo that was scaled or turned, what it shows is put back here: half a minute for one
+        of 12 megapixels.
+        """
         return torch.cat(list(self.image_by_image()))
 
     def image_by_image(self) -> Iterator[Tensor]:
@@ -139,6 +143,7 @@ class Restorer:
         """Use `prior`; `operator` is a folder or Hub id (ID@REVISION), the shelf's by default."""
         self.prior = prior
         self._chosen = operator
+        self._places: dict[str, str | Path] = {}
         self._operators: dict[str, LatentOperator] = {}
 
     def restore(
@@ -239,7 +244,7 @@ class Restorer:
             "seed": request.seed,
             "prior": {"name": self.prior.name, "revision": self.prior.revision},
             "operator": self._operator_record(request),
-            "dtype": str(self.prior.dtype).removeprefix("torch."),
+            "dtype": dtype_name(self.prior.dtype),
             "version": __version__,
         }
 
@@ -266,7 +271,7 @@ class Restorer:
             measurement=measured.y.to(device),
             measurement_latent=latent.clamp(-MEASUREMENT_LATENT_BOUND, MEASUREMENT_LATENT_BOUND),
             mask=None if measured.mask is None else measured.mask.to(device),
-            noise_sigma=request.effective_noise_sigma,
+            noise_sigma=measured.encoded_noise_sigma,
             prompt=prompt,
         )
 
@@ -345,10 +350,16 @@ class Restorer:
         return str(Path(place).relative_to(SHELF.parent) if on_shelf else place)
 
     def _place(self, task: str) -> str | Path:
-        """The folder or Hub id of the operator for `task`."""
+        """The folder or Hub id of the operator for `task`.
+
+        It stays the same, as its weights do, when another comes onto the shelf meanwhile.
+        """
         if self._chosen is not None:
             return self._chosen
-        return find_operator(task, self.prior.name, self.prior.latent_channels)
+        if task not in self._places:
+            prior = self.prior
+            self._places[task] = find_operator(task, prior.name, prior.latent_channels)
+        return self._places[task]
 
     def _operator(self, task: str) -> LatentOperator:
         """The operator for `task`, loaded once and checked against the prior.

@@ -18,6 +18,7 @@ from silo.blur import estimate_blur
 from silo.images import Fit, fit, to_pil
 from silo.jpeg_quality import HIGHEST
 from silo.matching import BLUR, match
+from silo.measured import take_measurement
 from silo.metrics import psnr
 from silo.noise import estimate_noise
 from silo.prior import LatentPrior
@@ -316,6 +317,22 @@ def test_a_noisy_photo_keeps_its_detail_and_one_without_is_kept(
         print(f"denoising {side} pixels, noise {sigma}: {before:.2f} dB before, {after:.2f} after")
         assert after > (35 if sigma == 0 else before + 4)
         assert result.parameters["noise_sigma"] == pytest.approx(sigma, abs=0.012)
+
+
+@pytest.mark.parametrize("task", ["denoising", "gaussian_blur"])
+@pytest.mark.parametrize("side", [256, 640])
+def test_a_photo_is_as_noisy_as_is_said_where_it_shows_less(
+    tiny_prior: LatentPrior, task: str, side: int
+) -> None:
+    request = RestorationRequest(task, photo(side=side), noise_sigma=0.1)
+    measured = take_measurement(request, tiny_prior)
+    scale = measured.fit.scale
+    assert measured.noise_sigma == pytest.approx(0.1 * scale)
+    assert measured.original is None or measured.original.noise_sigma == pytest.approx(0.1)
+    assert "hardly any noise" not in " ".join(measured.notices())
+    # Of more than it expects, its operator sees and is told nothing.
+    seen = min(measured.noise_sigma, measured.expected_noise_sigma)
+    assert measured.encoded_noise_sigma == pytest.approx(seen)
 
 
 def test_noise_that_a_camera_has_smoothed_is_taken_away(restorer: Restorer) -> None:

@@ -467,6 +467,34 @@ def test_psnr_and_consistency_follow_their_definitions(
     assert measurement.psnr == pytest.approx(psnr(result.measurement, result.clean).item())
 
 
+@pytest.mark.parametrize("factor", [3, 5])
+def test_a_picture_is_scaled_down_by_a_factor_that_the_grid_is_no_multiple_of(
+    tiny_prior: LatentPrior, operators: dict[str, Path], factor: int
+) -> None:
+    degradation = Degradation("super_resolution", {"factor": factor})
+    restorer = Restorer(tiny_prior, operator=operators["super_resolution_x4"])
+    request = RestorationRequest(
+        "super_resolution_x4", _picture(50, 70), simulate=True, degradation=degradation, steps=1
+    )
+    _, result = _restore(restorer, request)
+    assert result.images.shape == (1, 3, 50, 70)
+    side = factor * tiny_prior.size_multiple
+    assert all(length % side == 0 for length in result.restored.shape[-2:])
+
+
+def test_a_restorer_keeps_the_operator_that_it_names_when_another_comes_onto_the_shelf(
+    tiny_prior: LatentPrior, operators: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = {"folder": operators["super_resolution_x4"]}
+    monkeypatch.setattr("silo.restorer.find_operator", lambda *asked: place["folder"])
+    restorer = Restorer(tiny_prior)
+    request = RestorationRequest("super_resolution_x4", _picture(), simulate=True, steps=1)
+    before = restorer.parameters(request)["operator"], restorer.weights(request)
+    place["folder"] = operators["gaussian_blur"]
+    assert (restorer.parameters(request)["operator"], restorer.weights(request)) == before
+    assert before[0]["name"] == str(operators["super_resolution_x4"])
+
+
 def test_a_measurement_of_another_strength_is_restored_with_the_tasks_operator(
     tiny_prior: LatentPrior, operators: dict[str, Path]
 ) -> None:

@@ -19,7 +19,7 @@ CAUTION = 1.3  # times the energy of noise is taken off
 COLOURED, SMOOTHED, SMOOTHER = 1.5, 2.5, 1.3
 # It shows where a picture is flattest: in this share of so many blocks, evenly spread.
 FLAT, LOOKED_AT = 0.1, 4096
-MEDIAN = 0.6745  # of the absolute value of a standard normal variable
+MEDIAN_OF_NORMAL = 0.6745  # of its absolute value, the standard deviation being 1
 STRIP = 256  # rows that are worked on at once: large pictures take gigabytes
 MARGIN = 16  # pixels around them, which a block beside them and its neighbours reach
 
@@ -78,7 +78,9 @@ def _finest_energy(y: Tensor) -> Tensor:
         return y.new_ones(*y.shape[:2], 1)
     fine = F.pixel_unshuffle(y[..., :height, :width], 2).unflatten(1, (-1, 4))
     diagonal = (fine[:, :, 0] - fine[:, :, 1] - fine[:, :, 2] + fine[:, :, 3]) / 2
-    return (diagonal.abs().flatten(2).median(dim=2, keepdim=True).values / MEDIAN).square()
+    return (
+        diagonal.abs().flatten(2).median(dim=2, keepdim=True).values / MEDIAN_OF_NORMAL
+    ).square()
 
 
 def _energy_where_flat(x: Tensor, missed: Tensor) -> Tensor:
@@ -90,7 +92,7 @@ def _energy_where_flat(x: Tensor, missed: Tensor) -> Tensor:
     energy = _coefficients(missed, apart).square().flatten(3)
     flattest = detail.topk(math.ceil(FLAT * detail.shape[1]), largest=False).indices
     chosen = flattest[:, None, None].expand(*energy.shape[:3], -1)
-    return energy.gather(3, chosen).median(dim=3).values / MEDIAN**2
+    return energy.gather(3, chosen).median(dim=3).values / MEDIAN_OF_NORMAL**2
 
 
 def _above(noise: Tensor, missed: Tensor) -> Tensor:

@@ -6,10 +6,10 @@ import numpy as np
 from PIL import Image
 
 from operators.cosine import BLOCK, cosines
+from operators.wiener import MEDIAN_OF_NORMAL
 
 MAX_PIXELS = 4_000_000  # of larger photos, evenly spread blocks are looked at
 LARGEST = 0.5  # of a pattern that is black and white by turns, more would be found
-_MAD_OF_NORMAL = 0.6745  # median of |x|, x standard normal
 
 # Noise is looked for in the flattest tenth of so many blocks, evenly spread. Of fewer the flattest
 # are not flat.
@@ -45,7 +45,7 @@ def estimate_noise(image: Image.Image) -> float:
         return chosen.reshape(-1, 3).astype(np.float32) / 255
 
     diagonal = (corner(0, 0) - corner(0, 1) - corner(1, 0) + corner(1, 1)) / 2
-    return min(float(np.median(np.abs(diagonal), axis=0).mean() / _MAD_OF_NORMAL), LARGEST)
+    return min(float(np.median(np.abs(diagonal), axis=0).mean() / MEDIAN_OF_NORMAL), LARGEST)
 
 
 def estimate_camera_noise(image: Image.Image) -> float:
@@ -95,7 +95,7 @@ def estimate_noise_where_flat(image: Image.Image) -> float | None:
     lowest = (order > 0) & (order <= LOWEST)
     flatness = energy[..., lowest].sum(axis=-1)
     flattest = flatness.argsort(axis=1)[:, : ceil(FLAT * flatness.shape[1]), None, None]
-    noise = np.median(np.take_along_axis(energy, flattest, axis=1), axis=1) / _MAD_OF_NORMAL**2
+    noise = np.median(np.take_along_axis(energy, flattest, axis=1), axis=1) / MEDIAN_OF_NORMAL**2
     next_to_lowest = (order > LOWEST) & (order <= LOWEST + 2)
     noise[:, order <= LOWEST] = noise[:, next_to_lowest].mean(axis=1, keepdims=True)
     return float(np.sqrt(noise.mean()))

@@ -7,17 +7,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from operators.wiener import MEDIAN_OF_NORMAL
 from silo.images import middle
 
 TILE, LEAST_TILE, OVERLAP = 256, 128, 4  # px; tiles begin a quarter of one apart
 ROUNDING = 1e-5  # power below which a spectrum tells nothing
+SMOOTHING = 2.2  # px, std of the Gaussian that a cepstrum is smoothed by: pits are as wide
 # A pit of the cepstrum is a shake that is so many times as deep as others commonly are, and the
 # deepest within so many pixels; nearer to the middle the photo itself shows.
 DEPTH, WINDOW, SHORTEST, LONGEST = 6.0, 7, 7.0, 80.0
 # Across its direction a shake has no pit, while photos that were enlarged have one, as deep as the
 # other in the mean; it is looked for within two pixels.
 ACROSS, AROUND = 0.5, 5
-MEDIAN_OF_ABSOLUTE = 0.6745  # of a standard normal variable
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def _cepstrum(picture: Tensor) -> Tensor | None:
     )
     # What falls off alike in all directions is the photo's, and noise hides high frequencies.
     apart = logarithm - _ring_means(logarithm, frequency * tile)
-    faded = apart * torch.exp(-2 * (2.2 * frequency) ** 2)
+    faded = apart * torch.exp(-2 * (SMOOTHING * frequency) ** 2)
     return torch.fft.fftshift(torch.fft.irfft2(faded, s=(tile, tile)))
 
 
@@ -92,7 +93,7 @@ def _deepest(cepstrum: Tensor | None) -> Shake | None:
     smooth = F.avg_pool2d(cepstrum[None, None], 3, 1, 1)[0, 0]
     smooth = smooth - _ring_means(smooth, distance)
     within = (distance >= SHORTEST) & (distance <= min(LONGEST, half - WINDOW))
-    depth = -smooth / (smooth[within].abs().median() / MEDIAN_OF_ABSOLUTE).clamp(min=1e-12)
+    depth = -smooth / (smooth[within].abs().median() / MEDIAN_OF_NORMAL).clamp(min=1e-12)
     highest = F.max_pool2d(depth[None, None], WINDOW, 1, WINDOW // 2)[0, 0]
     across = torch.rot90(F.max_pool2d(depth[None, None], AROUND, 1, AROUND // 2)[0, 0])
     alone = across < ACROSS * depth

@@ -209,7 +209,7 @@ def test_of_a_large_photo_what_is_measured_comes_back_at_its_own_size(
     restorer: Restorer, task: str, damage: Callable[[Tensor], Tensor], least: float | None
 ) -> None:
     clean = torch.cat([photo("astronaut", 512), photo("coffee", 512)], dim=-1)
-    result = restore(restorer, RestorationRequest(task, damage(clean), preset="quick"))
+    result = restore(restorer, RestorationRequest(task, damage(clean), preset="quick", steps=4))
     assert max(result.measured.fit.scaled) < 1024 and result.images.shape == clean.shape
     assert any("own size" in line for line in result.notices)
     before, after = psnr(result.measurement, clean).item(), psnr(result.images, clean).item()
@@ -266,14 +266,14 @@ def test_any_straight_shake_is_undone(
 ) -> None:
     clean = photo("coffee", side)
     came = noisy(MotionBlur(121, length, angle).forward(clean))
-    result = restore(restorer, RestorationRequest("motion_blur", came, preset="quick"))
+    result = restore(restorer, shaken_request(came))
     assert result.images.shape == clean.shape
     (found,) = (line for line in result.notices if "shake" in line)
     assert re.search(rf"A shake of {length} pixels at {angle:.0f} degrees", found)
     assert not any("likely to be wrong" in line for line in result.notices)
     before, after = psnr(came, clean).item(), psnr(result.images, clean).item()
     print(f"shake of {length} pixels, {side}: {before:.2f} dB before, {after:.2f} dB after")
-    assert after > before + 2.5
+    assert after > before + 2
     # On the grid it has, with what is missing, the length and the angle that are expected.
     measured = result.measured
     assert measured.missing is not None and isinstance(measured.fit, TurnedFit)
@@ -311,7 +311,7 @@ def test_a_noisy_photo_keeps_its_detail_and_one_without_is_kept(
     for sigma, told in ((0.0, True), (0.05, False)):
         noise = 2 * sigma * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
         came = (clean + noise).clamp(-1, 1)
-        result = restore(restorer, RestorationRequest("denoising", came, preset="quick"))
+        result = restore(restorer, RestorationRequest("denoising", came, preset="quick", steps=4))
         assert any("hardly any noise" in line for line in result.notices) == told
         before, after = psnr(came, clean).item(), psnr(result.images, clean).item()
         print(f"denoising {side} pixels, noise {sigma}: {before:.2f} dB before, {after:.2f} after")
@@ -338,7 +338,7 @@ def test_a_photo_is_as_noisy_as_is_said_where_it_shows_less(
 def test_noise_that_a_camera_has_smoothed_is_taken_away(restorer: Restorer) -> None:
     clean = photo("coffee")
     came = as_of_a_camera(clean, 0.05)
-    request = RestorationRequest("denoising", came, preset="quick")
+    request = RestorationRequest("denoising", came, preset="quick", steps=4)
     result = restore(restorer, request)
     white = restore(restorer, replace(request, noise_sigma=estimate_noise(to_pil(came))))
     before, after, less = (psnr(x, clean).item() for x in (came, result.images, white.images))

@@ -66,7 +66,6 @@ _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 _UNSCALED = ("I", "F")  # 32-bit integers and floats: what is white is not said
 _COLOUR_SPACE = slice(16, 20)  # of a colour profile: where it says which numbers it explains
 _ROUNDING = 2  # levels by which profiles of one colour space differ
-_HEADER_BYTES = 1_000_000  # what `read_header` looks at
 _warning_filters = threading.Lock()
 
 
@@ -125,10 +124,12 @@ def read_header(path: str | os.PathLike[str]) -> Image.Image:
     Its `size` is that before EXIF's orientation; its `info` has, for one, the text of a PNG.
 
     Raises:
-        BadImage: as in `decode`.
+        BadImage: as in `decode`, but for the size of the file.
     """
     name = printable_name(path)
-    data = _read(path, _HEADER_BYTES)
+    # TIFF may say it at the end of the file, and WebP is read as a whole. Results that are larger
+    # than what `decode` takes are PNG files, which begin with it.
+    data = _read(path, MAX_FILE_BYTES)
     with _quiet(), _named_errors(name):
         return _open(data, name)
 

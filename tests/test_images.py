@@ -5,13 +5,14 @@ import resource
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from silo.decoding import MAX_FILE_BYTES, SUFFIXES
+from silo.decoding import MAX_FILE_BYTES, SUFFIXES, read_header
 from silo.errors import BadImage, CannotSave, NumericalError
 from silo.images import fit, from_pil, load_image, read_parameters, save_png, to_pil
 
@@ -60,6 +61,24 @@ def test_every_accepted_suffix_is_a_format_that_is_read(tmp_path: Path, suffix: 
     found = eight_bits(path).astype(int)
     assert found.shape == (6, 9, 3)
     assert np.abs(found - (250, 128, 10)).max() <= 4  # lossy formats
+
+
+@pytest.mark.parametrize(
+    ("suffix", "stored"),
+    [
+        ("tif", {"compression": "tiff_lzw"}),  # its directory is at the end
+        ("webp", {"lossless": True, "quality": 0, "method": 0}),
+        ("png", {"compress_level": 0}),
+        ("bmp", {}),
+    ],
+)
+def test_the_header_of_a_file_of_some_megabytes_is_read(
+    tmp_path: Path, suffix: str, stored: dict[str, Any]
+):
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(noise(600, 700)).save(path, **stored)
+    assert path.stat().st_size > 1_200_000
+    assert read_header(path).size == (700, 600)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
@@ -252,8 +271,9 @@ def test_a_bomb_is_refused_from_its_header(tmp_path: Path, kind: str):
         at = data.index(b"\xff\xc0") + 5
         data[at : at + 4] = struct.pack(">HH", 30000, 30000)
     (tmp_path / f"bomb.{kind}").write_bytes(data)
-    with pytest.raises(BadImage, match="30000 x 30000 is 900 megapixels.* 50"):
-        load_image(tmp_path / f"bomb.{kind}")
+    for read in (load_image, read_header):
+        with pytest.raises(BadImage, match="30000 x 30000 is 900 megapixels.* 50"):
+            read(tmp_path / f"bomb.{kind}")
 
 
 def test_refusing_a_bomb_takes_little_memory(tmp_path: Path):

@@ -5,6 +5,7 @@ import json
 import re
 import threading
 import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from silo.request import RestorationRequest
 from silo.restorer import Result
 from silo.ui.models import AUTOMATIC, MAX_KEPT, Added, Models, check_simulated, parse_link
 from silo.ui.saved_settings import Weights
-from tests.hub_server import File, Hub
+from tests.hub_server import File, Hub, fail, lose_answer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -50,7 +51,7 @@ def test_ids_and_links_name_a_repository(text: str, expected: tuple[str, str]) -
     [
         *("", "name", "../../etc/passwd", "/etc/passwd", "a/b/c", "owner/na me", "~/x"),
         *("https://example.com/owner/name", "file:///etc/passwd", "https://huggingface.co/owner"),
-        "https://huggingface.co.example.com/owner/name",
+        *("https://huggingface.co.example.com/owner/name", "https://[", "hf.co]/owner/name"),
     ],
 )
 def test_anything_else_is_refused(text: str) -> None:
@@ -129,6 +130,76 @@ def test_no_file_of_an_operator_is_fetched_that_is_too_large(
             models.add("lab/operator")
 
 
+def test_nothing_but_the_config_is_fetched_of_what_is_no_operator(
+    local_hub: Hub, tmp_path: Path, tiny_prior: LatentPrior
+) -> None:
+    repository(local_hub, tmp_path)
+    pushed = local_hub.repositories["models/lab/operator"]
+    models = Models(lambda _: tiny_prior)
+    for config, told in ((b"{}", "format_version"), (bytes(2**20 + 1), "larger than 1 MiB")):
+        pushed.commit(told, {**pushed.files, "config.json": File(config, False)})
+        with pytest.raises(OperatorFileError, match=told):
+            models.add("lab/operator")
+    assert not any("model.safetensors" in request for request in local_hub.requests)
+
+
+def test_an_operator_that_fails_its_check_is_deleted_unless_it_was_here(
+    local_hub: Hub, tmp_path: Path, tiny_prior: LatentPrior
+) -> None:
+    repository(local_hub, tmp_path)
+    pushed, cache = local_hub.repositories["models/lab/operator"], Path(constants.HF_HUB_CACHE)
+    models, whole = Models(lambda _: tiny_prior), pushed.head
+
+    def names() -> list[str]:
+        return [name for _, name in models.operators() if name.startswith("lab/")]
+
+    pushed.commit("damaged", {**pushed.files, "model.safetensors": File(bytes(99), True)})
+    with pytest.raises(OperatorFileError, match="damaged"):
+        models.add("lab/operator")
+    assert not [path for path in cache.rglob("*") if path.is_file() and path.stat().st_size == 99]
+    added = models.add(f"lab/operator@{whole}")
+    assert names() == [added.name]
+    next(cache.rglob("model.safetensors")).resolve().write_bytes(bytes(9))
+    with pytest.raises(OperatorFileError, match="damaged"):
+        models.add(added.name)
+    assert names() == [added.name]
+
+
+def test_operators_of_visitors_do_not_fill_the_disk(
+    local_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_prior: LatentPrior
+) -> None:
+    repository(local_hub, tmp_path)
+    files = local_hub.repositories["models/lab/operator"].files
+    local_hub.create("models/lab/another").commit("operator", files)
+    size = sum(len(file.content) for file in files.values())
+    monkeypatch.setattr("silo.ui.models.MAX_ADDED_BYTES", 1.5 * size)
+    models = Models(lambda _: tiny_prior)
+    models.add("lab/operator")
+    with pytest.raises(OperatorError, match="take up nearly all .* choose one of those"):
+        models.add("lab/another")
+    assert models.add("lab/operator").name.startswith("lab/operator@")  # which is here
+    monkeypatch.setattr("silo.ui.models.MAX_ADDED_BYTES", 2.5 * size)
+    models.add("lab/another")
+
+
+@pytest.mark.parametrize("trouble", [fail(503), fail(429), lose_answer])
+def test_a_hub_that_fails_is_asked_again_and_not_taken_for_one_without_the_model(
+    local_hub: Hub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_prior: LatentPrior,
+    trouble: Callable[[], None],
+) -> None:
+    monkeypatch.setattr("silo.hub_commit.RETRY_WAITS", (0.0, 0.0))
+    repository(local_hub, tmp_path)
+    models = Models(lambda _: tiny_prior)
+    local_hub.disturb("GET /api/models/lab/operator/revision/main", trouble, times=3)
+    with pytest.raises(HubUnavailable, match="try again"):
+        models.add("lab/operator")
+    local_hub.disturb("GET /api/models/lab/operator/revision/main", trouble)
+    assert models.add("lab/operator").task == "motion_blur"
+
+
 def test_the_commit_that_was_checked_is_fetched(
     local_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_prior: LatentPrior
 ) -> None:
@@ -162,7 +233,7 @@ def test_an_operator_of_a_task_of_ones_own_is_added(
     task = models.task("old_lens", None, added.name)
     assert task.degradation == Degradation.from_dict(described)
     if task.degradation.kind == "function":
-        with pytest.raises(BadRequest, match="already degraded"):
+        with pytest.raises(BadRequest, match="already damaged"):
             check_simulated(task)
     else:
         check_simulated(task)
@@ -384,6 +455,10 @@ def test_what_is_on_the_shelf_is_listed_by_prior_and_task_and_can_be_chosen(
     assert names("rv51", "jpeg_q10") == [AUTOMATIC]
     (label,) = [label for label, name in models.operators() if name == "trained/own"]
     assert re.fullmatch(r"own: gaussian_blur \([\d.]+ MB here, mit\)", label)
+    for words in ("buy now " * 99, '"\\u202e"'):  # the latter turns the words after it around
+        (shelf / "own" / "README.md").write_text(f"---\nlicense: {words}\n---\n")
+        labels = [label for label, name in models.operators() if name == "trained/own"]
+        assert re.fullmatch(r"own: .* MB here, licence unknown\)", labels[0])
     request = RestorationRequest("gaussian_blur", torch.zeros(1, 3, 64, 64), simulate=True, steps=1)
     restorer = models.restorer(None, "trained/own")
     *_, result = restorer.restore(request)

@@ -1,18 +1,25 @@
 """The priors and operators that the page offers: listed, fetched, checked, kept while in use."""
 
 import functools
+import json
 import re
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx2  # what huggingface_hub speaks HTTP with
 from huggingface_hub import CacheNotFound, HfApi, ModelCard, constants, scan_cache_dir
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import (
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.utils import validate_repo_id
 
 from operators.catalog import (
@@ -28,10 +35,11 @@ from operators.catalog import (
 from operators.degradation import Degradation
 from operators.errors import OperatorError, OperatorFileError, OperatorNotFound
 from operators.function import FUNCTION
-from operators.latent import LatentOperator, architectures
-from operators.pretrained import CONFIG_NAME, WEIGHTS_NAME
+from operators.latent import LatentOperator, architectures, read_config
+from operators.pretrained import CONFIG_NAME, MAX_CONFIG_BYTES, WEIGHTS_NAME
 from silo import hub
 from silo.errors import BadRequest
+from silo.hub_commit import retried
 from silo.operator_listing import ListedOperator, in_cache, in_collection, on_shelf
 from silo.prior import LatentPrior
 from silo.prior_files import EMBEDDED_FOLDER, EMBEDDED_NAME, HUB_PRIORS, is_whole
@@ -41,6 +49,8 @@ from silo.ui.saved_settings import Weights
 
 AUTOMATIC = ""  # the shelf's operator for the task
 MAX_OPERATOR_BYTES = 500_000_000
+MAX_ADDED_BYTES = 5_000_000_000  # of all in the Hub's cache, lest visitors fill the disk
+LONGEST_LICENCE = 40  # characters: a card may say anything, and every visitor would read it
 COLLECTION_SECONDS = 600  # for which a collection is taken to stay as it is
 MAX_KEPT = 3  # operators of visitors' choice that stay in memory
 # What is said of a prior that is not here yet: its name, bytes as float32, and licence.
@@ -84,6 +94,8 @@ class Models:
         self._usual: dict[str, Future[Restorer]] = {}  # by the prior's name
         self._chosen: dict[tuple[str, str], Restorer] = {}  # with operators; the last used is last
         self._lock = threading.Lock()
+        self._fetching = 0  # bytes
+        self._counting = threading.Lock()
 
     def restorer(self, prior: str | None = None, operator: str | None = None) -> Restorer:
         """Return a restorer with a prior and an operator by name, by default the usual ones.
@@ -164,22 +176,61 @@ class Models:
     def add(self, text: str) -> Added:
         """Fetch and check the operator at a Hub id, ID@REVISION or pasted link.
 
+        Its config.json is fetched first, so that nothing large is that is no operator.
+
         Raises:
             OperatorError: it is no such text, no operator, too large, damaged, or does not say
-                its task and, of a task of its own, the degradation.
-            HubUnavailable: the Hub is out of reach.
+                its task and, of a task of its own, the degradation; or there are too many here.
+            HubUnavailable: the Hub is out of reach, or failed again and again.
         """
         repo_id, revision = parse_link(text)
-        checked = _checked_commit(repo_id, revision)
-        # Visitors must not come by what is open to this machine's token alone.
-        folder, commit = hub.snapshot(repo_id, checked, [*hub.OPERATOR_FILES], token=False)
-        operator = LatentOperator.from_pretrained(folder)
-        task, described = operator.metadata.get("task"), operator.metadata.get("degradation")
-        if task is None or (task not in TASKS and described is None):
-            raise OperatorFileError(f"{repo_id} does not say which task it is for: ask its author.")
-        if task not in TASKS and described is not None:
-            Degradation.from_dict(described)
-        return Added(f"{repo_id}@{commit}", task, operator.needs_features)
+        with _hub_errors(repo_id, revision):
+            commit, size = _looked_up(repo_id, revision)
+            # Visitors must not come by what is open to this machine's token alone.
+            folder, commit = hub.snapshot(repo_id, commit, [CONFIG_NAME], token=False)
+            config = read_config(folder)
+            task, described = config.metadata.get("task"), config.metadata.get("degradation")
+            if task is None or (task not in TASKS and described is None):
+                raise OperatorFileError(
+                    f"{repo_id} does not say which task it is for: ask its author."
+                )
+            if task not in TASKS and described is not None:
+                Degradation.from_dict(described)
+            with self._room_for(repo_id, commit, size):
+                hub.snapshot(repo_id, commit, [*hub.OPERATOR_FILES], token=False)
+                LatentOperator.from_pretrained(folder)
+        reads_features = architectures()[config.architecture].needs_features
+        return Added(f"{repo_id}@{commit}", task, reads_features)
+
+    @contextmanager
+    def _room_for(self, repo_id: str, commit: str, size: int) -> Iterator[None]:
+        """Reserve room for `size` bytes of an operator; it is deleted if the block refuses it.
+
+        One that is here already needs no room, and stays.
+
+        Raises:
+            OperatorError: those here and those being fetched leave too little.
+        """
+        with self._counting:
+            here = {(each.name, each.commit): each.size for each in in_cache()}
+            if (repo_id, commit) in here:
+                size = 0
+            if size and sum(here.values()) + self._fetching + size > MAX_ADDED_BYTES:
+                raise OperatorError(
+                    f"{repo_id} has {_size(size)}, and the operators here take up nearly all of "
+                    f"the {_size(MAX_ADDED_BYTES)} that this page keeps for them: choose one "
+                    "of those, or use the command line."
+                )
+            self._fetching += size
+        try:
+            yield
+        except OperatorError:
+            if size:
+                scan_cache_dir(constants.HF_HUB_CACHE).delete_revisions(commit).execute()
+            raise
+        finally:
+            with self._counting:
+                self._fetching -= size
 
     def added(self, name: str) -> Added | None:
         """Return what an operator of `operators` is for; None for that of the task, and others."""
@@ -282,8 +333,8 @@ def check_simulated(task: Task) -> None:
     """Raise BadRequest where the page cannot degrade a photo itself: it runs nobody's code."""
     if task.degradation.kind == FUNCTION:
         raise BadRequest(
-            "This damage is a function of its author, which the page does not run: choose that "
-            "the photo is already degraded."
+            "This damage is its author's code, which the page does not run: choose that the photo "
+            "is already damaged."
         )
 
 
@@ -295,10 +346,13 @@ def parse_link(text: str) -> tuple[str, str]:
     """
     wanted = text.strip()
     if "://" in wanted or wanted.startswith(_HOSTS):
-        url = urlsplit(wanted if "://" in wanted else f"https://{wanted}")
-        match = _LINK.fullmatch(url.path)
         own = urlsplit(constants.ENDPOINT).netloc
-        if url.netloc not in (*_HOSTS, own) or match is None:
+        try:
+            url = urlsplit(wanted if "://" in wanted else f"https://{wanted}")
+            match = _LINK.fullmatch(url.path) if url.netloc in (*_HOSTS, own) else None
+        except ValueError:  # brackets that hold no address
+            match = None
+        if match is None:
             raise OperatorNotFound("This is no link to a model on the Hub: paste its address.")
         repo_id, revision = match[1], match[2] or "main"
     else:
@@ -312,23 +366,37 @@ def parse_link(text: str) -> tuple[str, str]:
     return repo_id, revision or "main"
 
 
-def _checked_commit(repo_id: str, revision: str) -> str:
-    """Refuse a large download before it begins, and return the commit that was looked at.
-
-    Without network the cache decides, and the revision is returned as it is.
-    """
-    if not hub.reachable():
-        return revision
+@contextmanager
+def _hub_errors(repo_id: str, revision: str) -> Iterator[None]:
+    """Turn huggingface_hub's errors into those of `Models.add`."""
     try:
-        info = HfApi(token=False).model_info(repo_id, revision=revision, files_metadata=True)
-    except HfHubHTTPError as error:
+        yield
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise OperatorNotFound(
             f"The Hub has no open model {repo_id} at {revision}: check the id on its page."
         ) from error
+    # Behind a failing server, a proxy answers with a page where JSON is expected.
+    except (httpx2.HTTPError, json.JSONDecodeError) as error:
+        raise hub.unavailable(repo_id, revision) from error
+
+
+def _looked_up(repo_id: str, revision: str) -> tuple[str, int]:
+    """Refuse a large download before it begins; return the commit that was looked at, and its size.
+
+    Without network the cache decides: the revision is returned as it is, and 0 bytes to fetch.
+    """
+    if not hub.reachable():
+        return revision, 0
+    describe = HfApi(token=False).model_info
+    info = retried(lambda: describe(repo_id, revision=revision, files_metadata=True))
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     if WEIGHTS_NAME not in sizes or CONFIG_NAME not in sizes:
         raise OperatorFileError(
             f"{repo_id} is no latent operator: it lacks {CONFIG_NAME} or {WEIGHTS_NAME}."
+        )
+    if sizes[CONFIG_NAME] > MAX_CONFIG_BYTES:
+        raise OperatorFileError(
+            f"{repo_id} is no latent operator: its {CONFIG_NAME} is larger than 1 MiB."
         )
     size = sum(sizes.get(name, 0) for name in hub.OPERATOR_FILES)
     if size > MAX_OPERATOR_BYTES:
@@ -336,7 +404,7 @@ def _checked_commit(repo_id: str, revision: str) -> str:
             f"{repo_id} has {_size(size)}, and this page takes operators of at most "
             f"{_size(MAX_OPERATOR_BYTES)}: use the command line."
         )
-    return str(info.sha)
+    return str(info.sha), size
 
 
 def _cached_priors() -> dict[str, int]:
@@ -385,7 +453,9 @@ def _embedded_label() -> str:
 
 
 def _label(operator: ListedOperator, place: str) -> str:
-    licence = operator.license or "licence unknown"
+    licence = operator.license or ""
+    if not licence.isprintable() or not 0 < len(licence) <= LONGEST_LICENCE:
+        licence = "licence unknown"
     return f"{operator.name}: {operator.task} ({_size(operator.size)} {place}, {licence})"
 
 

@@ -49,7 +49,7 @@ _TASKS = (
     ),
     Task("jpeg_q10", "My photo has JPEG blocks", Degradation("jpeg", {"quality": 10}), 0.5),
     Task("denoising", "My photo is noisy", Degradation("denoising", noise_sigma=0.05), 0.5),
-    Task("motion_blur", "My photo is shaken", Degradation("motion_blur"), 0.5),
+    Task("motion_blur", "My photo has camera shake", Degradation("motion_blur"), 0.5),
     Task("inpainting_random", "Most pixels are lost", Degradation("inpainting_random"), 1.0),
     Task("destriping", "My photo has stripes", Degradation("destriping"), 1.0),
 )

@@ -395,7 +395,7 @@ def _scaling_notices(request: RestorationRequest, measured: Measured) -> list[st
     if request.mask is not None and measured.mask is not None:
         known, left = float(request.mask.float().mean()), float(measured.mask.mean())
         if left < LEAST_KNOWN_LEFT * known:
-            notices.append(f"Of it {left:.1%} is wholly known, of the original {known:.0%}.")
+            notices.append(f"There {left:.1%} is wholly known, at full size {known:.0%}.")
     return notices
 
 

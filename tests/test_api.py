@@ -67,8 +67,8 @@ def test_programs_see_one_endpoint_with_typed_parameters(client: Client) -> None
 @pytest.mark.parametrize(
     ("chosen", "told"),
     [
-        ({"prior": "/etc"}, "prior is none of those here: tiny"),
-        ({"operator": "operators/trained/jpeg_q10"}, "operator is none of those here: trained/"),
+        ({"prior": "/etc"}, "Prior is none of those here: tiny"),
+        ({"operator": "operators/trained/jpeg_q10"}, "Operator is none of those here: trained/"),
         ({"operator": "trained/jpeg_q10"}, "trained for jpeg_q10, not for gaussian_blur"),
     ],
 )
@@ -101,7 +101,7 @@ def test_what_is_wrong_is_found_unless_it_is_said(client: Client, tmp_path: Path
     with pytest.raises(AppError, match="name the task"):
         client.predict(photo=handle_file(sharp), task=None, **given)
     for needing in ({"simulate": True}, {"mask": handle_file(sharp)}, {"blur_std": 0}):
-        with pytest.raises(AppError, match="task is missing"):
+        with pytest.raises(AppError, match="Task is missing"):
             client.predict(photo=handle_file(sharp), **needing, **given)
 
 
@@ -271,7 +271,7 @@ def test_a_large_result_may_come_back_for_its_settings_but_not_as_a_photo(
 
 
 def test_settings_out_of_range_get_one_sentence(client: Client, photo: Path) -> None:
-    with pytest.raises(AppError, match="steps must be an integer from 1 to 1000"):
+    with pytest.raises(AppError, match="Steps must be an integer from 1 to 1000"):
         client.predict(
             photo=handle_file(photo), task="gaussian_blur", steps=10_000, api_name="/restore"
         )

@@ -1,4 +1,5 @@
 import asyncio
+import itertools
 import socket
 from collections import Counter
 from collections.abc import Generator
@@ -28,7 +29,7 @@ from silo.request import PRESETS, RestorationRequest
 from silo.restorer import Finishing, Restorer, Result
 from silo.ui import inputs, outputs
 from silo.ui.cache import keep
-from silo.ui.errors import one_sentence
+from silo.ui.errors import one_sentence, sentence
 from silo.ui.examples import EXAMPLES, example_photo
 from silo.ui.inputs import CLEAN
 from silo.ui.mask_painter import (
@@ -45,7 +46,7 @@ from silo.ui.page import build
 from silo.ui.restoring import Restoring, gpu_seconds
 from silo.ui.results import Deviation, save_result
 from silo.ui.running import Run, Runs
-from silo.ui.saved_settings import Weights, read_settings
+from silo.ui.saved_settings import MAX_PROMPT, Weights, read_settings
 from silo.ui.timing import Timing, Work
 from silo.ui.wording import Frame, about, paragraphs, preset_choices, summary, task_choices
 
@@ -108,6 +109,36 @@ def test_no_event_has_two_handlers_of_which_the_page_would_wait_for_one_to_answe
         if target[0] is not None
     )
     assert set(deferring.values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("answer", "chosen"),
+    [
+        ("find_out", ("task", "input")),
+        ("describe", ("photo", "change")),
+        ("describe", ("prompt", "input")),
+        ("describe", ("saved", "upload")),
+        ("add_operator", ("task", "input")),
+        ("add_operator", ("operator", "input")),
+    ],
+)
+def test_what_is_chosen_before_an_answer_comes_stays(
+    page: gr.Blocks, answer: str, chosen: tuple[str, str]
+) -> None:
+    blocks = {block.elem_id: number for number, block in page.blocks.items()}
+    waited_for = {index for index, handler in page.fns.items() if handler.name == answer}
+    target = (blocks[chosen[0]], chosen[1])
+    handlers = [handler for handler in page.fns.values() if target in handler.targets]
+    # The page begins with a handler of an event when the one before has been answered.
+    first = itertools.takewhile(lambda handler: handler.fn is None, handlers)
+    dropped = {index for handler in first for index in handler.cancels}
+    assert waited_for and waited_for <= dropped
+
+
+def test_what_can_be_typed_for_a_prompt_can_be_used_again(page: gr.Blocks) -> None:
+    boxes = [block for block in page.blocks.values() if isinstance(block, gr.Textbox)]
+    limits = {box.max_length for box in boxes if "prompt)" in str(box.label)}
+    assert limits == {MAX_PROMPT}
 
 
 def test_a_mask_painted_on_another_photo_is_refused() -> None:
@@ -494,7 +525,21 @@ def test_the_settings_of_a_task_of_ones_own_are_read_back(tmp_path: Path) -> Non
 def test_a_hostile_file_writes_no_html_into_an_error() -> None:
     told = str(one_sentence(BadRequest("no task '<img src=https://example.com/x>' & more")))
     assert "<" not in told and "'&lt;img src=" in told and "&amp; more" in told
-    assert len(str(one_sentence(BadRequest("x" * 10**6)))) < 1000
+    told = str(one_sentence(BadRequest("x" * 10**6 + ": save it again")))
+    assert len(told) < 1000 and "save it again" in told
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("a negative prompt acts: leave it out", "A negative prompt acts: leave it out"),
+        ("holiday.jpg: the file is empty", "holiday.jpg: the file is empty"),
+        ("lab/lens is damaged", "lab/lens is damaged"),
+        ("noise_sigma must be a number", "noise_sigma must be a number"),
+    ],
+)
+def test_a_sentence_begins_with_a_capital_and_a_name_as_it_is(said: str, told: str) -> None:
+    assert sentence(BadRequest(said)) == told
 
 
 @pytest.mark.parametrize(
@@ -520,7 +565,7 @@ def test_a_hostile_file_writes_no_html_into_an_error() -> None:
         ({"blur_std": 1.5, "simulate": True}, "blur_std"),
         ({"blur_std": 1.5, "task": "denoising"}, "blur_std"),
         ({"simulate": 1}, "simulate"),
-        ({"prompt": "x" * 100_000}, "longer than"),
+        ({"prompt": "x" * 100_000}, "longer than.*write a shorter one"),
         ({"samples": 10**6}, "samples"),
         ({"prior": "tiny"}, "prior"),
         ({"prior": {"name": "tiny"}}, "prior"),
@@ -691,8 +736,8 @@ def test_a_run_that_fails_midway_says_so_where_it_counted_its_steps(
     assert "Step 1 of 3" in next(running)[shown.status]
     monkeypatch.setattr(tiny_prior, "predict", Mock(side_effect=OutOfMemory("no <room> left")))
     last = next(running)
-    assert last[shown.status] == "<p>no &lt;room&gt; left</p>"
-    with pytest.raises(gr.Error, match="no &lt;room&gt; left"):
+    assert last[shown.status] == "<p>No &lt;room&gt; left</p>"
+    with pytest.raises(gr.Error, match="No &lt;room&gt; left"):
         next(running)
     assert restoring.runs.of("a") is None
 

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import gradio as gr
 import pytest
 import torch
 from PIL import Image
@@ -11,6 +12,7 @@ from silo import caption, hub
 from silo.caption import MAX_TOKENS, MODELS, Captioner
 from silo.errors import CannotCaption
 from silo.ui.describing import describer
+from tests.page_fields import Page
 
 MARKS = [
     *("<|im_start|>", "<|im_end|>", "<|endoftext|>"),
@@ -156,9 +158,15 @@ def test_the_gpu_is_asked_for_when_the_model_is_here(
     captioner = Captioner("lab/qwen")
     photo = tmp_path / "photo.png"
     Image.new("RGB", (90, 60), "red").save(photo)
-    said = describer(lambda: captioner)(str(photo))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "cache"))
+    page = Page()
+    describe = describer(page.settings, lambda: captioner)
+    said = describe({page.settings.photo: str(photo)})
     assert said == captioner.describe(Image.new("RGB", (90, 60), "red"))
     assert (snapshots[0], len(on_gpu)) == (("lab/qwen", False), 1)
+    photo.unlink()
+    with pytest.raises(gr.Error, match="choose it again"):
+        describe({page.settings.photo: str(photo)})
 
 
 def test_a_gpu_that_is_not_lent_yet_is_not_looked_at(monkeypatch: pytest.MonkeyPatch):

@@ -1,5 +1,6 @@
 """What the page does with a photo, a mask or earlier settings before anything is restored."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -189,7 +190,7 @@ def test_a_sharp_photo_that_is_called_blurry_is_told_before_it_is_restored(
         shown = page.preparing.show(page.given(path, "gaussian_blur", DEGRADED), VISIT)
         assert shown[asked]["visible"]
         assert ("hardly looks blurred" in shown[status]) == (name == "sharp")
-        assert ("be degraded first" in shown[status]) == (name == "sharp")
+        assert ("damage it first" in shown[status]) == (name == "sharp")
         shown = page.preparing.show(page.given(path, "jpeg_q10", DEGRADED), VISIT)
         assert ("another choice: My photo is blurry" in shown[status]) == (name == "blurry")
         for task, source in (("gaussian_blur", CLEAN), ("super_resolution_x4", DEGRADED)):
@@ -226,13 +227,31 @@ def test_what_is_wrong_with_a_photo_is_found_out(
         assert TASKS[task].title in told.pop()
     with pytest.raises(gr.Error, match="shows denoising, for which this image model has no"):
         find_out(speckled(clean), prior="sd15")
-    with pytest.raises(gr.Error, match="name the task"):
+    with pytest.raises(gr.Error, match="No damage was found"):
         find_out(clean)
     path.unlink()
     for gone, why in ((path, "choose it again"), (None, "Choose a photo")):
         with pytest.raises(gr.Error, match=why):
             page.preparing.find_out(page.given(gone, "gaussian_blur", DEGRADED))
     assert told == []
+
+
+def test_a_photo_is_looked_at_once_for_all_choices(
+    page: Page, noisy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at: list[Tensor] = []
+
+    def look(picture: Tensor) -> None:
+        looked_at.append(picture)
+
+    monkeypatch.setattr("silo.ui.preparing.diagnose", look)
+    for written in (1, 2):
+        os.utime(noisy, (written, written))
+        for task in ("denoising", "gaussian_blur"):
+            page.preparing.show(page.given(noisy, task, DEGRADED), VISIT)
+        with pytest.raises(gr.Error, match="No damage was found"):
+            page.preparing.find_out(page.given(noisy, "denoising", DEGRADED))
+        assert len(looked_at) == written
 
 
 def test_the_page_advises_what_it_offers(page: Page, tmp_path: Path) -> None:
@@ -246,7 +265,7 @@ def test_the_page_advises_what_it_offers(page: Page, tmp_path: Path) -> None:
         status = shown[page.outputs.status]
         assert "does not show how it was compressed" in status
         assert ("another choice: My photo is noisy" in status) == ("denoising" in offered)
-        assert ("be degraded first" in status) == ("denoising" not in offered)
+        assert ("damage it first" in status) == ("denoising" not in offered)
 
 
 def test_a_photo_that_is_shown_smaller_is_not_doubted_by_what_is_shown(
@@ -257,7 +276,7 @@ def test_a_photo_that_is_shown_smaller_is_not_doubted_by_what_is_shown(
         photo.resize((side, side)).save(path, quality=97)
         for task in ("gaussian_blur", "jpeg_q10", "denoising"):
             shown = page.preparing.show(page.given(path, task, DEGRADED), VISIT)
-            assert ("be degraded first" in shown[page.outputs.status]) == told, (side, task)
+            assert ("damage it first" in shown[page.outputs.status]) == told, (side, task)
 
 
 def test_another_prior_offers_its_own_tasks(
@@ -295,6 +314,20 @@ def test_an_operator_brings_its_task_and_an_effort_it_takes(
     assert chosen[fields.noise_sigma] == TASKS["jpeg_q10"].degradation.noise_sigma
     assert chosen[fields.preset] == "balanced"
     assert chosen[fields.steps] == PRESETS["balanced"].steps
+
+
+def test_an_operator_that_is_fetched_is_chosen_whatever_the_photo_is_by_then(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields, tools = page.settings, page.tools
+    new = Added("lab/operator@c0ffee", "old_lens", reads_features=False)
+    monkeypatch.setattr(page.models, "add", lambda _: new)
+    monkeypatch.setattr(page.models, "operators", lambda: [("of a lab", new.name)])
+    added = page.preparing.add_operator({fields.prior: EMBEDDED_NAME, tools.operator_id: "lab/op"})
+    assert added[fields.operator].value == new.name and added[tools.operator_id] == ""
+    assert "old_lens" in [name for _, name in added[fields.task].choices]
+    assert added.keys() == {fields.operator, fields.prior, fields.task, tools.operator_id}
+    assert "value" not in added[fields.task].constructor_args  # `choose_operator` sets these
 
 
 @pytest.mark.parametrize(

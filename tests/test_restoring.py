@@ -113,6 +113,8 @@ def test_what_does_not_fit_is_told_in_the_words_of_the_page(
 
     gone = filled_in(page, photo.with_name("gone.png"), "gaussian_blur", DEGRADED)
     assert "choose it again" in told(gone)
+    no_seed = filled_in(page, photo, "gaussian_blur", DEGRADED, seed=None)
+    assert "Fill in the seed: a whole number from 0 to 4,294,967,295." in told(no_seed)
     with monkeypatch.context() as without:
         without.setattr("silo.ui.models.shelf", lambda: [])
         assert "usual operators lack one for motion blur" in told(

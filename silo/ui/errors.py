@@ -1,6 +1,7 @@
 """Errors as the page shows them."""
 
 import html
+import re
 
 import gradio as gr
 
@@ -15,7 +16,16 @@ def one_sentence(error: SiloError | OperatorError) -> gr.Error:
 
     The page shows it as HTML, and it may repeat what a visitor's file says: it is escaped.
     """
+    return gr.Error(html.escape(sentence(error), quote=False), print_exception=False)
+
+
+def sentence(error: SiloError | OperatorError) -> str:
+    """Return what an error of the library says, with a capital first and no longer than a sentence.
+
+    A file, a Hub id or a parameter that it begins with stays as it is. What is too long loses its
+    middle: the end says what to do.
+    """
     told = str(error)
     if len(told) > LONGEST:
-        told = f"{told[:LONGEST]}\u2026"
-    return gr.Error(html.escape(told, quote=False), print_exception=False)
+        told = f"{told[: LONGEST // 2]} \u2026 {told[-LONGEST // 2 :]}"
+    return told[0].upper() + told[1:] if re.match("[a-z]+ ", told) else told

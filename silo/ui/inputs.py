@@ -17,6 +17,7 @@ from silo.ui.cache import KEPT_HOURS, keep
 from silo.ui.examples import EXAMPLES, THUMBNAIL, example_photo
 from silo.ui.mask_painter import blank_if_any
 from silo.ui.models import AUTOMATIC, Models
+from silo.ui.saved_settings import MAX_PROMPT
 from silo.ui.wording import preset_choices, task_choices
 
 DEGRADED, CLEAN = "degraded", "clean"  # what the person's photo is
@@ -79,6 +80,10 @@ class Settings:
         """Return what the values of all fields say about what is restored, from which damage."""
         return tuple(given[field] for field in self.of_damage())
 
+    def of_operator(self) -> list[Any]:
+        """Return the fields that the choice of an operator sets."""
+        return [self.task, self.noise_sigma, self.preset, self.steps]
+
     def of_time(self) -> list[Any]:
         """Return the fields, beside the preset, that decide how long a restoration takes."""
         return [
@@ -127,7 +132,7 @@ def lay_out(models: Models) -> tuple[Settings, Tools]:
     )
     find_out = gr.Button("Find out", size="sm", elem_id="find-out")
     source = gr.Radio(
-        [("It is already degraded", DEGRADED), ("Degrade it first (show me)", CLEAN)],
+        [("It is damaged", DEGRADED), ("Damage it first, to try this out", CLEAN)],
         value=DEGRADED,
         label="This photo",
         elem_id="source",
@@ -146,7 +151,7 @@ def lay_out(models: Models) -> tuple[Settings, Tools]:
             1,
             step=0.05,
             label="More natural \u2194 closer to the photo (consistency scale eta)",
-            info="Times what suits the task: to the left more is invented.",
+            info="Times the task's usual value; lower invents more.",
             elem_id="faithfulness",
         )
         steps = gr.Slider(
@@ -157,22 +162,26 @@ def lay_out(models: Models) -> tuple[Settings, Tools]:
             MAX_NOISE,
             next(iter(TASKS.values())).degradation.noise_sigma,
             step=0.005,
-            label="Noise in the degraded photo (standard deviation; white is 1)",
-            info="Estimated from a photo that is already degraded.",
+            label="Noise in the damaged photo (standard deviation; white is 1)",
+            info="Estimated if the photo is already damaged.",
             elem_id="noise",
         )
         blur_std = gr.Number(
             label="Blur in the photo (standard deviation in pixels)",
-            info="Estimated where this is empty. More makes the result sharper, too much harsh.",
+            info="Estimated if left empty. A higher value sharpens; too high looks harsh.",
             placeholder="estimated",
             minimum=0,
             maximum=MAX_BLUR_STD,
             step=0.1,
             elem_id="blur",
         )
-        prompt = gr.Textbox(label="What the photo shows (prompt)", elem_id="prompt")
+        prompt = gr.Textbox(
+            label="What the photo shows (prompt)", max_length=MAX_PROMPT, elem_id="prompt"
+        )
         describe = gr.Button("Describe the photo", size="sm", elem_id="describe")
-        negative_prompt = gr.Textbox(label="What it does not show (negative prompt)")
+        negative_prompt = gr.Textbox(
+            label="What it does not show (negative prompt)", max_length=MAX_PROMPT
+        )
         guidance_scale = gr.Slider(1, MAX_GUIDANCE, 1, step=0.5, label="Guidance scale (CFG)")
         samples = gr.Slider(
             1,
@@ -180,7 +189,7 @@ def lay_out(models: Models) -> tuple[Settings, Tools]:
             1,
             step=1,
             label="Variants",
-            info="One seed after the other; of several you see where they differ.",
+            info="Each takes the next seed; with several, a tab shows where they differ.",
             elem_id="samples",
         )
         seed = gr.Number(label="Seed", value=0, minimum=0, precision=0, elem_id="seed")

@@ -1,7 +1,8 @@
 """Before and after side by side, under one lens: what is zoomed in the one is in the other."""
 
 import html
-from urllib.parse import quote
+
+from silo.ui.cache import address
 
 HINT = "Point at a picture, or focus it and use the arrow keys, to enlarge both at that place."
 CSS = """
@@ -53,8 +54,7 @@ def lens(before: str, after: str) -> str:
     """Return the HTML that shows two files of gradio's cache, of one size, side by side."""
 
     def figure(path: str, caption: str) -> str:
-        source = html.escape(f"gradio_api/file={quote(path)}")  # relative: Spaces add a prefix
-        picture = f'<img src="{source}" alt="{caption}">'
+        picture = f'<img src="{address(path)}" alt="{caption}">'
         return f"<figure><div>{picture}</div><figcaption>{caption}</figcaption></figure>"
 
     pair = figure(before, "Before") + figure(after, "After")

@@ -12,7 +12,7 @@ from silo.ui import lens, spoken, wipe
 from silo.ui.cache import keep
 from silo.ui.wording import paragraphs, uncertainty_caption
 
-INVITATION = "Choose a photo or an example; what becomes of it appears here."
+INVITATION = "Choose a photo or an example; the result appears here."
 VIEW = "var(--view)"  # of the style sheet: what a picture may take of the window's height
 CAUTION = "A restored face is plausible, not evidence of identity."
 

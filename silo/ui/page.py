@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import gradio as gr
@@ -56,24 +56,69 @@ def build(models: Models, captioner_factory: Callable[[], Captioner], timing: Ti
         )
         if models.collection is not None:
             page.load(preparing.offered, None, tools.offered, **QUIET)
-        changed = _wire_preparation(preparing, settings, tools, shown)
+        described = describing.wire(tools.describe, settings, captioner_factory)
+        _wire_slow(preparing, settings, tools, described)  # ahead of others: see there
+        changed = _wire_photo(preparing, settings, tools, shown)
+        _wire_mask(preparing, settings, tools)
+        _wire_settings(preparing, settings, tools)
+        _wire_models(preparing, settings)
         _wire_choices(
             [listed.then, changed.then, settings.prior.change], restoring, settings, models
         )
         _wire_restoration(restoring, settings, shown)
-        describing.wire(tools.describe, settings.photo, settings.prompt, captioner_factory)
         api.add(restoring, models)
         page.unload(restoring.leave)
     return page
 
 
-def _wire_preparation(
+def _wire_slow(
+    preparing: Preparing, fields: inputs.Settings, tools: inputs.Tools, described: Dependency
+) -> None:
+    """Wire answers that are dropped where what they set is chosen before they come.
+
+    To be called before other handlers of such choices are wired: the page (gradio 6.31) begins with
+    the next handler of an event when the one before has been answered, which may take as long.
+    """
+    damage = set(fields.of_damage())
+
+    def drop(answer: Dependency, chosen: Sequence[Any]) -> None:
+        choices = [*chosen, tools.saved.upload]
+        gr.on(choices, None, None, None, cancels=answer, trigger_mode="multiple", **AT_ONCE)
+
+    found = tools.find_out.click(
+        preparing.find_out,
+        damage,
+        [fields.task, *_of_photo(fields, tools)],
+        show_progress_on=fields.task,
+        api_visibility="private",
+    )
+    drop(found, [fields.photo.change, fields.task.input, fields.source.input])
+    drop(described, [fields.photo.change, fields.prompt.input])
+    named = tools.offered.input(lambda name: name, tools.offered, tools.operator_id, **AT_ONCE)
+    for event in (tools.add_operator.click, tools.operator_id.submit, named.then):
+        added = event(
+            preparing.add_operator,
+            {fields.prior, tools.operator_id},
+            [fields.operator, fields.prior, fields.task, tools.operator_id],
+            show_progress_on=tools.operator_id,
+            api_visibility="private",
+        )
+        drop(added, [fields.task.input, fields.prior.input, fields.operator.input])
+        # With the photo that is there by now: the download may have taken minutes.
+        added.success(preparing.choose_operator, damage, fields.of_operator(), **QUIET)
+
+
+def _of_photo(fields: inputs.Settings, tools: inputs.Tools) -> list[Any]:
+    """Return what is set with a photo, or with what is wrong with it."""
+    return [fields.source, fields.noise_sigma, fields.blur_std, tools.noise_given]
+
+
+def _wire_photo(
     preparing: Preparing, fields: inputs.Settings, tools: inputs.Tools, shown: outputs.Outputs
 ) -> Dependency:
-    """Wire what comes before Restore; return the event of another photo or damage."""
+    """Wire what is restored; return the event of another photo or damage."""
     damage = set(fields.of_damage())
-    of_damage = [fields.source, fields.noise_sigma, fields.blur_std, tools.noise_given]
-    taken = [fields.photo, *of_damage]
+    taken = [fields.photo, *_of_photo(fields, tools)]
     # The buttons write their name and a count of clicks: of several clicked, the last is answered.
     for name, button in zip(EXAMPLES, tools.examples, strict=True):
         click = f"(last) => '{name} ' + (Number(last.split(' ')[1] ?? 0) + 1)"
@@ -85,16 +130,6 @@ def _wire_preparation(
         **LAST,
         **QUIET,
     )
-    found = tools.find_out.click(
-        preparing.find_out,
-        damage,
-        [fields.task, *of_damage],
-        show_progress_on=fields.task,
-        api_visibility="private",
-    )
-    # What is chosen meanwhile stays.
-    chosen = [fields.photo.change, fields.task.input, fields.source.input]
-    gr.on(chosen, None, None, None, cancels=found, trigger_mode="multiple", **AT_ONCE)
     shown.further.click(preparing.go_on, {*damage, shown.download}, taken, **LAST, **QUIET)
     changed = gr.on(
         [fields.photo.change, fields.task.change, fields.source.change, fields.operator.input],
@@ -107,10 +142,6 @@ def _wire_preparation(
     # It draws when visible.
     changed.then(preparing.blank_canvas, damage, fields.canvas, **LAST, **QUIET)
     # `input`, not `change`: only a person's choice may overwrite what stands in these fields.
-    steps = json.dumps({name: preset.steps for name, preset in PRESETS.items()})
-    fields.preset.input(
-        None, fields.preset, fields.steps, js=f"(name) => ({steps})[name]", **AT_ONCE
-    )
     gr.on(  # one handler, lest the estimate for a large photo come after what was chosen since
         [fields.photo.upload, fields.task.input, fields.source.input],
         preparing.noise,
@@ -119,10 +150,21 @@ def _wire_preparation(
         **LAST,
         **QUIET,
     )
+    return changed
+
+
+def _wire_mask(preparing: Preparing, fields: inputs.Settings, tools: inputs.Tools) -> None:
     fields.mask_file.upload(
         preparing.load_mask, [fields.mask_file, fields.photo], fields.canvas, **QUIET
     )
     tools.invert.click(preparing.invert_mask, [fields.canvas, fields.photo], fields.canvas, **QUIET)
+
+
+def _wire_settings(preparing: Preparing, fields: inputs.Settings, tools: inputs.Tools) -> None:
+    steps = json.dumps({name: preset.steps for name, preset in PRESETS.items()})
+    fields.preset.input(
+        None, fields.preset, fields.steps, js=f"(name) => ({steps})[name]", **AT_ONCE
+    )
     draw = f"() => Math.floor(Math.random() * {SEEDS})"
     tools.new_seed.click(None, None, fields.seed, js=draw, **AT_ONCE)
     tools.saved.upload(
@@ -137,6 +179,10 @@ def _wire_preparation(
         show_progress_on=tools.saved,  # the prior may have to be loaded
         api_visibility="private",
     )
+
+
+def _wire_models(preparing: Preparing, fields: inputs.Settings) -> None:
+    damage = set(fields.of_damage())
     fields.prior.input(
         preparing.choose_prior,
         damage,
@@ -145,32 +191,7 @@ def _wire_preparation(
         api_visibility="private",
         concurrency_limit=1,
     )
-    fields.operator.input(
-        preparing.choose_operator,
-        damage,
-        [fields.task, fields.noise_sigma, fields.preset, fields.steps],
-        **QUIET,
-    )
-    chosen = tools.offered.input(lambda name: name, tools.offered, tools.operator_id, **AT_ONCE)
-    for named in (tools.add_operator.click, tools.operator_id.submit, chosen.then):
-        named(
-            preparing.add_operator,
-            {*damage, tools.operator_id},
-            [
-                *(fields.operator, fields.prior, fields.task, tools.operator_id),
-                *(fields.noise_sigma, fields.preset, fields.steps),
-            ],
-            show_progress_on=tools.operator_id,
-            api_visibility="private",
-        )
-    shown.variants.select(
-        outputs.choose_variant,
-        [shown.files, shown.variants],
-        [shown.comparison, shown.side_by_side, shown.download],
-        **LAST,
-        **AT_ONCE,
-    )
-    return changed
+    fields.operator.input(preparing.choose_operator, damage, fields.of_operator(), **QUIET)
 
 
 def _wire_choices(
@@ -238,3 +259,10 @@ def _wire_restoration(
     )
     answered = f"(stopping) => [stopping === 2 ? {can_click(True)} : undefined, 0]"
     shown.stop.click(None, shown.stopping, [shown.go, shown.stopping], js=answered, **AT_ONCE)
+    shown.variants.select(
+        outputs.choose_variant,
+        [shown.files, shown.variants],
+        [shown.comparison, shown.side_by_side, shown.download],
+        **LAST,
+        **AT_ONCE,
+    )

@@ -1,29 +1,29 @@
 """What happens before Restore: a photo, an example, a mask or earlier settings are taken in."""
 
+import functools
 import html
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from torch import Tensor
 
 from operators.catalog import TASKS, Task
 from operators.errors import OperatorError
 from silo import images
 from silo.decoding import read_header
-from silo.diagnosis import diagnose, require_task
+from silo.diagnosis import diagnose
 from silo.errors import BadRequest, SiloError, Unrestorable
 from silo.measured import Measured, take_measurement
 from silo.noise import estimate_camera_noise, estimate_noise
 from silo.request import PRESETS, RestorationRequest, comes_blurred
 from silo.ui import mask_painter
 from silo.ui.cache import KEPT_HOURS, keep
-from silo.ui.errors import one_sentence
+from silo.ui.errors import one_sentence, sentence
 from silo.ui.examples import example_photo
 from silo.ui.fetching import shown_by
 from silo.ui.inputs import CLEAN, DEGRADED, MAX_NOISE, Settings, Tools
 from silo.ui.mask_painter import view, view_file, wants_mask
-from silo.ui.models import AUTOMATIC, Added, Models, check_simulated, own_degradation
+from silo.ui.models import AUTOMATIC, Models, check_simulated, own_degradation
 from silo.ui.outputs import Outputs
 from silo.ui.running import Runs
 from silo.ui.saved_settings import SavedSettings, read_settings
@@ -32,8 +32,13 @@ from silo.ui.wording import paragraphs, task_choices
 PROGRESS = gr.Progress()  # gradio puts one of its own in its place
 NOISE_STEP = 0.005  # of the slider
 ENLARGING = "super_resolution"
-LOOKS = "What it shows fits another choice: {}."
-SHOW_ME = "To see what a restoration can do, let the photo be degraded first."
+MAX_DIAGNOSED = 100  # photos whose damage is remembered
+LOOKS = "It looks more like another choice: {}."
+SHOW_ME = "To see what a restoration can do, choose to damage it first."
+NOTHING_FOUND = (
+    "No damage was found. If there is some, choose it yourself; holes and scratches have to be "
+    "marked."
+)
 
 
 class Preparing:
@@ -78,9 +83,9 @@ class Preparing:
                         shown = view(measured.output_size)
                     elif max(shown.size) == max(read_header(given[fields.photo]).size):
                         # Of a photo that is shown smaller, blur, noise and blocks are not seen.
-                        notices += self._doubts(measured, picture, task, given[fields.prior])
+                        notices += self._doubts(measured, task, given)
         except (SiloError, OperatorError) as error:
-            notices = [str(error)]
+            notices = [sentence(error)]
         tools = {
             self._tools.painter: gr.update(visible=masked and shown is not None),
             fields.blur_std: gr.update(visible=blurred),
@@ -100,7 +105,9 @@ class Preparing:
         """Choose the damage that a photo shows."""
         fields = self._settings
         try:
-            task = require_task(images.load_image(fields.photo_file(given)).pixels)
+            task = _diagnosed(fields.photo_file(given))
+            if task is None:
+                raise Unrestorable(NOTHING_FOUND)
             if task not in self._models.tasks(given[fields.prior]):
                 raise Unrestorable(
                     f"It shows {task.replace('_', ' ')}, for which this image model has no "
@@ -218,7 +225,7 @@ class Preparing:
         )
         if missing:
             names = html.escape(" and ".join(missing))
-            gr.Warning(f"Not here: {names}. The usual one is chosen; the picture will differ.")
+            gr.Warning(f"Missing: {names}. The usual one is used; the picture will differ.")
         not_offered = list(saved.not_offered)
         if saved.dtype not in (None, here["dtype"]):
             not_offered.append(f"{saved.dtype} numbers")
@@ -264,7 +271,7 @@ class Preparing:
         if not choices or task in (name for _, name in choices):
             return {fields.task: gr.Dropdown(choices), fields.noise_sigma: gr.skip()}
         other = choices[0][1]
-        gr.Info("This image model has no operator for that damage: another is chosen.")
+        gr.Info("There is no operator for that damage here: another damage is chosen.")
         return {
             fields.task: gr.Dropdown(choices, value=other),
             fields.noise_sigma: self._noise_level({**given, fields.task: other}),
@@ -273,15 +280,12 @@ class Preparing:
     def choose_operator(self, given: dict[Any, Any]) -> dict[Any, Any]:
         """Choose the task of an operator, its noise, and an effort that its kind takes."""
         fields = self._settings
-        chosen = self._models.added(given[fields.operator])
-        return {fields.task: gr.skip()} if chosen is None else self._suited_to(chosen, given)
-
-    def _suited_to(self, operator: Added, given: dict[Any, Any]) -> dict[Any, Any]:
-        fields = self._settings
+        operator = self._models.added(given[fields.operator])
+        if operator is None:
+            return {fields.task: gr.skip()}
         suited: dict[Any, Any] = {fields.task: operator.task}
         if given[fields.source] == CLEAN:
-            chosen = {fields.task: operator.task, fields.operator: operator.name}
-            suited[fields.noise_sigma] = self._noise_level({**given, **chosen})
+            suited[fields.noise_sigma] = self._noise_level({**given, **suited})
         if operator.reads_features:
             suited |= {fields.preset: "balanced", fields.steps: PRESETS["balanced"].steps}
         return suited
@@ -289,7 +293,7 @@ class Preparing:
     def add_operator(
         self, given: dict[Any, Any], progress: gr.Progress = PROGRESS
     ) -> dict[Any, Any]:
-        """Fetch and check an operator of the Hub, and choose it and its task."""
+        """Fetch and check an operator of the Hub, and choose it; then comes `choose_operator`."""
         fields = self._settings
         try:
             with shown_by(progress):
@@ -298,10 +302,9 @@ class Preparing:
             raise one_sentence(error) from error
         tasks = task_choices(self._models.tasks(given[fields.prior]) | {added.task})
         return {
-            **self._suited_to(added, given),
             fields.operator: gr.Dropdown(self._models.operators(), value=added.name),
             fields.prior: gr.Dropdown(self._models.priors()),
-            fields.task: gr.Dropdown(tasks, value=added.task),
+            fields.task: gr.Dropdown(tasks),
             self._tools.operator_id: "",
         }
 
@@ -324,14 +327,14 @@ class Preparing:
             fields.task: gr.Dropdown(task_choices(self._models.tasks())),
         }
 
-    def _doubts(self, measured: Measured, photo: Tensor, task: Task, prior: str) -> list[str]:
+    def _doubts(self, measured: Measured, task: Task, given: dict[Any, Any]) -> list[str]:
         """Return what speaks against a photo's having been damaged so, and what to choose."""
-        doubts = measured.doubts()
-        found = diagnose(photo) if task.name in TASKS else None
+        fields, doubts = self._settings, measured.doubts()
+        found = _diagnosed(given[fields.photo]) if task.name in TASKS else None
         kind = None if found is None else TASKS[found].degradation.kind
         # What is small may be damaged in any way, too.
         is_other = kind != task.degradation.kind and (doubts or kind != ENLARGING)
-        if found is not None and is_other and found in self._models.tasks(prior):
+        if found is not None and is_other and found in self._models.tasks(given[fields.prior]):
             return [*doubts, LOOKS.format(TASKS[found].title)]
         return [*doubts, SHOW_ME] if doubts else []
 
@@ -352,6 +355,20 @@ class Preparing:
     def _task(self, given: dict[Any, Any]) -> Task:
         fields = self._settings
         return self._models.task(given[fields.task], given[fields.prior], given[fields.operator])
+
+
+def _diagnosed(path: str) -> str | None:
+    """Return what `diagnose` finds in a photo file, which is looked at once.
+
+    Raises:
+        BadImage: it cannot be read.
+    """
+    return _diagnosed_as(path, Path(path).stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=MAX_DIAGNOSED)
+def _diagnosed_as(path: str, _written: int) -> str | None:
+    return diagnose(images.load_image(path).pixels)
 
 
 def _preset_of(request: RestorationRequest) -> str:

@@ -20,7 +20,7 @@ from silo.decoding import read_header
 from silo.devices import pick_device
 from silo.errors import BadRequest, SiloError
 from silo.measured import LEAST_DRAFTED, Measured, take_measurement
-from silo.request import PRESETS, RestorationRequest, comes_blurred
+from silo.request import MAX_SEED, PRESETS, RestorationRequest, comes_blurred
 from silo.restorer import Finishing, Restorer, Result
 from silo.ui.errors import one_sentence
 from silo.ui.inputs import CLEAN, DEGRADED, Settings
@@ -200,9 +200,9 @@ class Restoring:
         fields = self._settings
         steps = {name: preset.steps for name, preset in PRESETS.items()}
         steps[given[fields.preset]] = given[fields.steps]
-        seconds = {}
+        seconds, chosen = {}, self._work(given, PRESETS[given[fields.preset]].sampler)
         for name, preset in PRESETS.items():
-            work = self._work(given, preset.sampler)
+            work = replace(chosen, sampler=preset.sampler)
             step = self._timing.seconds(work)
             if step is not None:
                 one = step * steps[name] + self._timing.finishing(work)
@@ -224,6 +224,8 @@ class Restoring:
     def _read(self, given: dict[Any, Any], restorer: Restorer) -> RestorationRequest:
         fields = self._settings
         photo = fields.photo_file(given)
+        if given[fields.seed] is None:
+            raise BadRequest(f"Fill in the seed: a whole number from 0 to {MAX_SEED:,}.")
         self._models.check(given[fields.task], given[fields.prior], given[fields.operator])
         task = self._models.task(given[fields.task], given[fields.prior], given[fields.operator])
         simulate = given[fields.source] == CLEAN

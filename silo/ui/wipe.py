@@ -1,11 +1,10 @@
 """Before and after on top of each other, with a slider that wipes from the one to the other."""
 
-import html
-from urllib.parse import quote
-
 from PIL import Image
 
-LABEL = "How far the picture before reaches over the restoration, in percent"
+from silo.ui.cache import address
+
+LABEL = "How much of the Before picture is shown, in percent"
 CSS = """
 .wipe { --cut: 50%; position: relative; overflow: hidden; border-radius: var(--radius-lg); }
 .wipe { width: min(100%, calc(var(--view) * var(--ratio))); aspect-ratio: var(--ratio); }
@@ -39,8 +38,7 @@ def wipe(before: str, after: str) -> str:
         ratio = picture.width / picture.height
 
     def layer(path: str, caption: str) -> str:
-        source = html.escape(f"gradio_api/file={quote(path)}")  # relative: Spaces add a prefix
-        return f'<img src="{source}" alt="{caption}" draggable="false">'
+        return f'<img src="{address(path)}" alt="{caption}" draggable="false">'
 
     pictures = layer(before, "Before") + layer(after, "After")
     captions = '<span class="before">Before</span><span class="after">After</span>'

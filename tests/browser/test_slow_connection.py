@@ -69,8 +69,8 @@ def test_the_page_comes_to_rest(page: Page, delay: Delay) -> None:
     delay("() => 300", INSTANT)
     for title in ("super resolution x4", "gaussian blur", "denoising"):
         choose_task(page, title)
-        page.get_by_label("Degrade it first (show me)").check()
-        page.get_by_label("It is already degraded").check()
+        page.get_by_label("Damage it first").check()
+        page.get_by_label("It is damaged").check()
     assert page.evaluate("window.asked") > 0
     rest(page)
 

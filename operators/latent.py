@@ -272,7 +272,7 @@ def check_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
         degradation: `Degradation.to_dict()`.
         prior: name of the prior whose latents (and features) it was trained on.
         eta: recommended consistency scale, above 0.
-        rmse: root mean squared error per latent element on held-out latents.
+        rmse: root mean squared error per latent element on held-out latents, above 0.
         noise_range: [low, high] of noise_sigma in training, in [0, 1] units.
 
     Raises:
@@ -287,7 +287,7 @@ def check_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
         "degradation": ("an object", lambda value: isinstance(value, dict)),
         "prior": ("a name", _is_name),
         "eta": ("a number above 0", lambda value: _is_number(value) and value > 0),
-        "rmse": ("a number, at least 0", lambda value: _is_number(value) and value >= 0),
+        "rmse": ("a number above 0", lambda value: _is_number(value) and value > 0),
         "noise_range": ("[low, high] with 0 <= low <= high", _is_range),
     }
     for key, (wanted, accepts) in checks.items():

@@ -10,13 +10,6 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from tests.served_app import App
 
 PATIENCE = 180  # seconds; a busy machine may need them
-# The brush's canvas is drawn anew for every frame, in software: sixty a second leave no time for
-# what is tested. The server's two cores are the browser's, too.
-TEN_FRAMES_A_SECOND = """
-const draw = window.requestAnimationFrame.bind(window);
-window.requestAnimationFrame = (callback) => setTimeout(() => draw(callback), 90);
-window.cancelAnimationFrame = clearTimeout;
-"""
 CHROMIUM_FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -48,7 +41,6 @@ def page(browser: Browser, app: App, request: pytest.FixtureRequest) -> Iterator
     width, height = getattr(request, "param", (1366, 768))
     context = browser.new_context(viewport={"width": width, "height": height})
     context.set_default_timeout(PATIENCE * 1000)
-    context.add_init_script(TEN_FRAMES_A_SECOND)
     foreign: list[str] = []
 
     def note(url: str) -> None:

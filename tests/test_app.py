@@ -51,11 +51,11 @@ from silo.ui.timing import Timing, Work
 from silo.ui.wording import Frame, about, paragraphs, preset_choices, summary, task_choices
 
 
-def a_result(samples: int) -> tuple[Result, RestorationRequest]:
+def a_result(samples: int, size: tuple[int, int] = (32, 48)) -> tuple[Result, RestorationRequest]:
     """A simulated denoising of a grey picture, restored without a fault but for 0.02 everywhere."""
-    clean = torch.zeros(1, 3, 16, 24)
+    clean = torch.zeros(1, 3, *size)
     request = RestorationRequest("denoising", clean, simulate=True, samples=samples, seed=5)
-    plan = Fit(original=(16, 24), scaled=(16, 24), padded=(16, 24))
+    plan = Fit(original=size, scaled=size, padded=size)
     measured = Measured(Degradation("denoising"), clean + 0.2, None, clean, plan, 0.01)
     restored = (clean + 0.02).expand(samples, -1, -1, -1)
     return Result(
@@ -166,7 +166,7 @@ def test_every_sample_becomes_a_file_with_its_parameters(tmp_path: Path) -> None
         {"task": "denoising", "seed": 5, "sample": 1},
     ]
     with Image.open(before) as measurement:
-        assert measurement.size == (24, 16)
+        assert measurement.size == (48, 32)
 
 
 def test_zero_gpu_is_asked_for_more_time_for_more_work() -> None:
@@ -343,6 +343,7 @@ def test_the_summary_tells_seed_scores_and_notices_as_harmless_text(
     assert "PSNR 40.0 dB" in text  # 10 log10(4 / 0.02^2)
     assert "the degraded photo: PSNR 20.0 dB. LPIPS: not available (no weights)." in text
     assert "Worked &lt;small&gt;." in text
+    assert "LPIPS: not available (too small)." in summary(*a_result(samples=1, size=(16, 24)))
 
 
 def test_progress_is_a_sentence_and_a_bar() -> None:

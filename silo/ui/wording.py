@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from operators.catalog import TASKS
-from silo.lpips import find_weights
+from silo.lpips import LEAST_SIDE, find_weights
 from silo.metrics import lpips, psnr
 from silo.request import PRESETS, RestorationRequest
 from silo.restorer import Finishing, Result
@@ -97,7 +97,11 @@ def summary(result: Result, request: RestorationRequest) -> str:
         clean = measured.fit.cut(measured.clean)
         restored = describe(measured.fit.cut(result.restored).split(1), clean)
         degraded = describe([measured.fit.cut(measured.full_size)], clean)
-        missing = "" if find_weights("alex") else " LPIPS: not available (no weights)."
+        missing = ""
+        if min(clean.shape[-2:]) < LEAST_SIDE["alex"]:
+            missing = " LPIPS: not available (too small)."
+        elif not find_weights("alex"):
+            missing = " LPIPS: not available (no weights)."
         lines.append(
             f"Against the clean photo: {restored}; the degraded photo: {degraded}.{missing}"
         )

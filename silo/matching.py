@@ -263,40 +263,55 @@ def _match_blur(
     told_noise: float,
 ) -> Matched:
     picture, fit = place(photo, None)
-    blur = expected.operator()
-    assert isinstance(blur, GaussianBlur)
-    std, is_untold = told, False
-    if told is None and blur.kernel_size >= LEAST_KERNEL_STDS * blur.std:
-        std = find_blur(photo)
-        is_untold = std is None
-    is_found = told is None and std is not None
-    is_same = is_found and std is not None and _is_same(std * fit.scale / blur.std)
-    if std is None or is_same:
-        std = blur.std / fit.scale
-    excess = std * fit.scale / blur.std
-    if excess > 1 + CLOSE and std * fit.scale > SHARP:
+    operator = expected.operator()
+    assert isinstance(operator, GaussianBlur)
+    taken = _take_blur(photo, told, operator, fit.scale)
+    excess = taken.std * fit.scale / operator.std
+    if excess > 1 + CLOSE and taken.std * fit.scale > SHARP:
         picture, fit = place(photo, max(round(max(fit.scaled) / excess), least_side))
-    here = std * fit.scale
-    missing = None
-    if here < (1 - CLOSE) * blur.std:
-        missing = _blur(math.sqrt(blur.std**2 - here**2))
-    matched = Matched(
-        picture,
-        fit,
-        expected if math.isclose(here, blur.std) else _described(expected, _blur(here)),
-        missing,
-        as_it_came=expected if math.isclose(std, blur.std) else _described(expected, _blur(std)),
-    )
-    if is_found and std < SHARP and not is_same:
-        # What is not noise by what it shows, or was said, is not taken for noise.
-        here = matched.degradation.with_noise(min(fit.scale, 1) * told_noise)
-        came = _described(expected, _blur(std)).with_noise(told_noise)
-        return replace(matched, degradation=here, doubt=HARDLY_BLURRED, as_it_came=came)
-    if is_found:
-        matched = replace(matched, found=BLUR.format("about " if is_same else "", std))
-    elif is_untold:
-        matched = replace(matched, doubt=UNTOLD.format(blur.std))
-    return matched.allowing_for(estimate_jpeg_noise(photo))
+    std, missing = taken.std * fit.scale, None
+    if std < (1 - CLOSE) * operator.std:
+        missing = _blur(math.sqrt(operator.std**2 - std**2))
+    here, came = _blurred_by(expected, std), _blurred_by(expected, taken.std)
+    if taken.is_sharp:  # what is not noise by what it shows, or was said, is not taken for noise
+        here = here.with_noise(min(fit.scale, 1) * told_noise)
+        came = came.with_noise(told_noise)
+    matched = Matched(picture, fit, here, missing, taken.found, taken.doubt, came)
+    return matched if taken.is_sharp else matched.allowing_for(estimate_jpeg_noise(photo))
+
+
+@dataclass(frozen=True)
+class _Blur:
+    """The blur that a photo is taken to have.
+
+    Attributes:
+        std: in its pixels.
+        found: that it was found; a sentence for the user.
+        doubt: what speaks against a blur; a sentence, too.
+        is_sharp: it has about none.
+    """
+
+    std: float
+    found: str | None = None
+    doubt: str | None = None
+    is_sharp: bool = False
+
+
+def _take_blur(photo: Tensor, told: float | None, expected: GaussianBlur, scale: float) -> _Blur:
+    """What is told of its blur, else what it shows, else what is expected on the grid."""
+    if told is not None:
+        return _Blur(told)
+    usual = expected.std / scale
+    if expected.kernel_size < LEAST_KERNEL_STDS * expected.std:
+        return _Blur(usual)
+    std = find_blur(photo)
+    if std is None:
+        return _Blur(usual, doubt=UNTOLD.format(expected.std))
+    if SAME_BLUR[0] <= std / usual <= SAME_BLUR[1]:
+        return _Blur(usual, found=BLUR.format("about ", usual))
+    if std < SHARP:
+        return _Blur(std, doubt=HARDLY_BLURRED, is_sharp=True)
+    return _Blur(std, found=BLUR.format("", std))
 
 
 def find_blur(photo: Tensor) -> float | None:
@@ -312,14 +327,17 @@ def find_blur(photo: Tensor) -> float | None:
     return std if scaled is None else 2 * scaled
 
 
-def _is_same(ratio: float) -> bool:
-    return SAME_BLUR[0] <= ratio <= SAME_BLUR[1]
-
-
 def _blur(std: float) -> GaussianBlur:
     """A Gaussian blur with a kernel that holds all of it, as far as kernels reach."""
     std = min(max(std, LEAST_STD), LARGEST_STD)
     return GaussianBlur(kernel_size=min(2 * math.ceil(KERNEL_STDS * std) + 1, MAX_KERNEL), std=std)
+
+
+def _blurred_by(expected: Degradation, std: float) -> Degradation:
+    """The same degradation with a blur of `std`."""
+    operator = expected.operator()
+    assert isinstance(operator, GaussianBlur)
+    return expected if math.isclose(std, operator.std) else _described(expected, _blur(std))
 
 
 def _at_least(degradation: Degradation, noise: float) -> Degradation:

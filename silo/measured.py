@@ -221,75 +221,102 @@ def take_measurement(request: RestorationRequest, prior: LatentPrior) -> Measure
         BadMask: a mask of which nothing, or everything, is left at that size.
         OperatorError: a degradation of one's own that fails.
     """
-    degradation = request.effective_degradation
-    operator = degradation.operator()
-    generator = measurement_generator(request.seed)
     # What is measured is worked on on the CPU, where half precision has no transforms; some
     # devices that it goes to then know no double precision.
     photo = request.image.to("cpu", torch.float32)
-    given = None if request.mask is None else request.mask.to("cpu", torch.float32)
+    mask = None if request.mask is None else request.mask.to("cpu", torch.float32)
+    take = _simulated if request.simulate else _shown
+    return take(request, prior, photo, mask)
 
-    # A picture to be scaled down has sides that its factor divides.
-    factor = operator.downscale if request.simulate else 1
-    multiple = math.lcm(prior.size_multiple, factor)
 
-    def place(pixels: Tensor, max_side: int | None) -> tuple[Tensor, Fit]:
-        return fit(
-            pixels,
-            multiple=multiple,
-            max_pixels=(LARGEST_SIDE_RATIO * prior.native_size) ** 2,
-            max_side=max_side,
-            factor=1 if request.simulate else operator.downscale,
-        )
-
-    if request.simulate:
-        matched = Matched(*place(photo, None), degradation)
-    else:
-        least_side = round(SMALLEST_SIDE_RATIO * prior.native_size)
-        matched = match(
-            photo,
-            place,
-            degradation,
-            least_side=least_side,
-            blur_std=request.blur_std,
-            noise_sigma=request.noise_sigma,
-        )
-    picture, plan = matched.picture, matched.fit
-    mask = None
+def _simulated(
+    request: RestorationRequest, prior: LatentPrior, photo: Tensor, given: Tensor | None
+) -> Measured:
+    """What the damage makes of a clean picture, with a mask of its own where none is given."""
+    degradation = request.effective_degradation
+    operator = degradation.operator()
+    generator = measurement_generator(request.seed)
+    clean, plan = fit(
+        photo,
+        multiple=math.lcm(prior.size_multiple, operator.downscale),  # or it has no smaller size
+        max_pixels=_max_pixels(prior),
+    )
     if given is not None:
         mask = masks.fit(given, plan)
-    else:  # only a simulated measurement may leave its mask out
+    else:
         drawn = operator.draw_mask(*plan.scaled, generator)
         mask = None if drawn is None else plan.pad(drawn)
-    if request.simulate:
-        y, clean, came = measure(picture, degradation, generator, mask), picture, None
-    else:
-        # What lies in a hole is no measurement: the operator expects it to be empty.
-        y, clean = picture if mask is None else operator.forward(picture, mask), None
-        came = picture
-    original = None
-    # Blocks of a JPEG file that was turned since may begin where the grid's padding ends.
-    is_turned = isinstance(plan, TurnedFit) or matched.degradation.parameters.get("turns", 0) != 0
-    if (plan.scaled != plan.original or is_turned) and request.keep_known and not request.simulate:
-        if given is not None:
-            original = Original(photo, given, degradation)
-        elif matched.as_it_came is not None and math.prod(plan.output) <= MOST_EXPLAINED:
-            original = Original(photo, None, matched.as_it_came)
     return Measured(
-        matched.degradation,
-        y,
+        degradation,
+        measure(clean, degradation, generator, mask),
         mask,
         clean,
         plan,
         request.expected_noise_sigma,
         keep_known=request.keep_known,
-        photo=came,
-        original=original,
+    )
+
+
+def _shown(
+    request: RestorationRequest, prior: LatentPrior, photo: Tensor, given: Tensor | None
+) -> Measured:
+    """A photo as it is, put on the grid by what it shows of its damage."""
+    operator = request.effective_degradation.operator()
+
+    def place(pixels: Tensor, max_side: int | None) -> tuple[Tensor, Fit]:
+        return fit(
+            pixels,
+            multiple=prior.size_multiple,
+            max_pixels=_max_pixels(prior),
+            max_side=max_side,
+            factor=operator.downscale,
+        )
+
+    matched = match(
+        photo,
+        place,
+        request.effective_degradation,
+        least_side=round(SMALLEST_SIDE_RATIO * prior.native_size),
+        blur_std=request.blur_std,
+        noise_sigma=request.noise_sigma,
+    )
+    mask = None if given is None else masks.fit(given, matched.fit)
+    return Measured(
+        matched.degradation,
+        # What lies in a hole is no measurement: the operator expects it to be empty.
+        matched.picture if mask is None else operator.forward(matched.picture, mask),
+        mask,
+        None,
+        matched.fit,
+        request.expected_noise_sigma,
+        keep_known=request.keep_known,
+        photo=matched.picture,
+        original=_original(request, photo, given, matched),
         missing=matched.missing,
         found=matched.found,
         doubt=matched.doubt,
         jpeg_noise=matched.jpeg_noise,
     )
+
+
+def _original(
+    request: RestorationRequest, photo: Tensor, given: Tensor | None, matched: Matched
+) -> Original | None:
+    """The photo as it came, where it was scaled or turned and what it shows is to be kept."""
+    plan = matched.fit
+    # Blocks of a JPEG file that was turned since may begin where the grid's padding ends.
+    is_turned = isinstance(plan, TurnedFit) or matched.degradation.parameters.get("turns", 0) != 0
+    if not request.keep_known or (plan.scaled == plan.original and not is_turned):
+        return None
+    if given is not None:
+        return Original(photo, given, request.effective_degradation)
+    if matched.as_it_came is None or math.prod(plan.output) > MOST_EXPLAINED:
+        return None
+    return Original(photo, None, matched.as_it_came)
+
+
+def _max_pixels(prior: LatentPrior) -> int:
+    return (LARGEST_SIDE_RATIO * prior.native_size) ** 2
 
 
 def measurement_generator(seed: int) -> torch.Generator:

@@ -112,7 +112,10 @@ def orthogonal(matrix: Tensor) -> Tensor:
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:
-    return device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if device.type != "cpu":
+        return True
+    # Builds without oneDNN, which asks the CPU, do not have that question either.
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _as_matrix(weight: Tensor) -> Tensor:

@@ -91,6 +91,14 @@ def test_it_computes_in_what_the_cpu_multiplies_fast(
     assert is_rounded == has_bfloat16
 
 
+def test_a_build_without_onednn_is_not_asked_for_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: False)
+    monkeypatch.delattr("torch.ops.mkldnn._is_mkldnn_bf16_supported", raising=False)
+    matrix = torch.randn(4, 7, generator=torch.Generator().manual_seed(0))
+    direction = orthogonal(matrix)
+    assert not torch.equal(direction, direction.bfloat16().float())
+
+
 def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
     def run(folder: Path, steps: int) -> Network:
         model = Network()

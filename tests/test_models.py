@@ -24,7 +24,8 @@ from silo.prior import LatentPrior
 from silo.prior_files import EMBEDDED_NAME, HUB_PRIORS, WEIGHTS
 from silo.request import RestorationRequest
 from silo.restorer import Result
-from silo.ui.models import AUTOMATIC, MAX_KEPT, Added, Models, check_simulated, parse_link
+from silo.ui.adding import Added, Adding, parse_link
+from silo.ui.models import AUTOMATIC, MAX_KEPT, Models, check_simulated
 from silo.ui.saved_settings import Weights
 from tests.hub_server import File, Hub, fail, lose_answer
 
@@ -85,7 +86,7 @@ def test_an_operator_of_the_hub_is_fetched_listed_and_restored_with(
     monkeypatch.setattr("silo.ui.models.shelf", lambda: [])
     models = Models(lambda _: tiny_prior)
     assert "motion_blur" not in models.tasks()
-    added = models.add(f"{local_hub.url}/lab/operator")
+    added = Adding().add(f"{local_hub.url}/lab/operator")
     head = local_hub.repositories["models/lab/operator"].head
     assert (added.name, added.task) == (f"lab/operator@{head}", "motion_blur")
     assert "motion_blur" in models.tasks()
@@ -104,42 +105,40 @@ def test_what_is_no_operator_is_refused_before_it_is_fetched(
     repository(local_hub, tmp_path)
     local_hub.create("models/lab/text").commit("words", {"config.json": File(b"{}", False)})
     with pytest.raises(OperatorFileError, match="no latent operator"):
-        models.add("lab/text")
+        Adding().add("lab/text")
     with pytest.raises(OperatorNotFound, match="no open model lab/none"):
-        models.add("lab/none")
-    monkeypatch.setattr("silo.ui.models.MAX_OPERATOR_BYTES", 10)
+        Adding().add("lab/none")
+    monkeypatch.setattr("silo.ui.adding.MAX_OPERATOR_BYTES", 10)
     with pytest.raises(OperatorError, match="at most"):
-        models.add("lab/operator")
+        Adding().add("lab/operator")
     assert not [name for _, name in models.operators() if "lab/" in name]
 
 
 def test_no_file_of_an_operator_is_fetched_that_is_too_large(
-    local_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_prior: LatentPrior
+    local_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repository(local_hub, tmp_path)
     pushed = local_hub.repositories["models/lab/operator"]
     files = pushed.files
     size = sum(len(file.content) for file in files.values())
-    monkeypatch.setattr("silo.ui.models.MAX_OPERATOR_BYTES", size)
-    models = Models(lambda _: tiny_prior)
-    models.add("lab/operator")
+    monkeypatch.setattr("silo.ui.adding.MAX_OPERATOR_BYTES", size)
+    Adding().add("lab/operator")
     for name in ("config.json", "README.md"):
         grown = File(files[name].content + bytes(size), False)
         pushed.commit(name, {**files, name: grown})
         with pytest.raises(OperatorError, match="at most"):
-            models.add("lab/operator")
+            Adding().add("lab/operator")
 
 
 def test_nothing_but_the_config_is_fetched_of_what_is_no_operator(
-    local_hub: Hub, tmp_path: Path, tiny_prior: LatentPrior
+    local_hub: Hub, tmp_path: Path
 ) -> None:
     repository(local_hub, tmp_path)
     pushed = local_hub.repositories["models/lab/operator"]
-    models = Models(lambda _: tiny_prior)
     for config, told in ((b"{}", "format_version"), (bytes(2**20 + 1), "larger than 1 MiB")):
         pushed.commit(told, {**pushed.files, "config.json": File(config, False)})
         with pytest.raises(OperatorFileError, match=told):
-            models.add("lab/operator")
+            Adding().add("lab/operator")
     assert not any("model.safetensors" in request for request in local_hub.requests)
 
 
@@ -155,31 +154,30 @@ def test_an_operator_that_fails_its_check_is_deleted_unless_it_was_here(
 
     pushed.commit("damaged", {**pushed.files, "model.safetensors": File(bytes(99), True)})
     with pytest.raises(OperatorFileError, match="damaged"):
-        models.add("lab/operator")
+        Adding().add("lab/operator")
     assert not [path for path in cache.rglob("*") if path.is_file() and path.stat().st_size == 99]
-    added = models.add(f"lab/operator@{whole}")
+    added = Adding().add(f"lab/operator@{whole}")
     assert names() == [added.name]
     next(cache.rglob("model.safetensors")).resolve().write_bytes(bytes(9))
     with pytest.raises(OperatorFileError, match="damaged"):
-        models.add(added.name)
+        Adding().add(added.name)
     assert names() == [added.name]
 
 
 def test_operators_of_visitors_do_not_fill_the_disk(
-    local_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_prior: LatentPrior
+    local_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repository(local_hub, tmp_path)
     files = local_hub.repositories["models/lab/operator"].files
     local_hub.create("models/lab/another").commit("operator", files)
     size = sum(len(file.content) for file in files.values())
-    monkeypatch.setattr("silo.ui.models.MAX_ADDED_BYTES", 1.5 * size)
-    models = Models(lambda _: tiny_prior)
-    models.add("lab/operator")
+    monkeypatch.setattr("silo.ui.adding.MAX_ADDED_BYTES", 1.5 * size)
+    Adding().add("lab/operator")
     with pytest.raises(OperatorError, match="take up nearly all .* choose one of those"):
-        models.add("lab/another")
-    assert models.add("lab/operator").name.startswith("lab/operator@")  # which is here
-    monkeypatch.setattr("silo.ui.models.MAX_ADDED_BYTES", 2.5 * size)
-    models.add("lab/another")
+        Adding().add("lab/another")
+    assert Adding().add("lab/operator").name.startswith("lab/operator@")  # which is here
+    monkeypatch.setattr("silo.ui.adding.MAX_ADDED_BYTES", 2.5 * size)
+    Adding().add("lab/another")
 
 
 @pytest.mark.parametrize("trouble", [fail(503), fail(429), lose_answer])
@@ -187,21 +185,19 @@ def test_a_hub_that_fails_is_asked_again_and_not_taken_for_one_without_the_model
     local_hub: Hub,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    tiny_prior: LatentPrior,
     trouble: Callable[[], None],
 ) -> None:
     monkeypatch.setattr("silo.hub_commit.RETRY_WAITS", (0.0, 0.0))
     repository(local_hub, tmp_path)
-    models = Models(lambda _: tiny_prior)
     local_hub.disturb("GET /api/models/lab/operator/revision/main", trouble, times=3)
     with pytest.raises(HubUnavailable, match="try again"):
-        models.add("lab/operator")
+        Adding().add("lab/operator")
     local_hub.disturb("GET /api/models/lab/operator/revision/main", trouble)
-    assert models.add("lab/operator").task == "motion_blur"
+    assert Adding().add("lab/operator").task == "motion_blur"
 
 
 def test_the_commit_that_was_checked_is_fetched(
-    local_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_prior: LatentPrior
+    local_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repository(local_hub, tmp_path)
     pushed = local_hub.repositories["models/lab/operator"]
@@ -212,7 +208,7 @@ def test_the_commit_that_was_checked_is_fetched(
         return fetch(*arguments, token=token)
 
     monkeypatch.setattr(hub, "snapshot", fetch_after_a_push)
-    assert Models(lambda _: tiny_prior).add("lab/operator").name == f"lab/operator@{checked}"
+    assert Adding().add("lab/operator").name == f"lab/operator@{checked}"
 
 
 @pytest.mark.parametrize(
@@ -227,7 +223,7 @@ def test_an_operator_of_a_task_of_ones_own_is_added(
 ) -> None:
     repository(local_hub, tmp_path, "old_lens", degradation=described)
     models = Models(lambda _: tiny_prior)
-    added = models.add("lab/operator")
+    added = Adding().add("lab/operator")
     assert models.added(added.name) == added == Added(added.name, "old_lens", False)
     assert "old_lens" in models.tasks()
     task = models.task("old_lens", None, added.name)
@@ -326,12 +322,12 @@ def test_a_prior_is_here_when_all_of_it_is(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_what_is_open_to_this_machines_token_alone_is_not_added(
-    local_hub: Hub, tmp_path: Path, tiny_prior: LatentPrior
+    local_hub: Hub, tmp_path: Path
 ) -> None:
     repository(local_hub, tmp_path)
     local_hub.repositories["models/lab/operator"].private = True
     with pytest.raises(OperatorError, match="no open model lab/operator"):
-        Models(lambda _: tiny_prior).add("lab/operator")
+        Adding().add("lab/operator")
 
 
 def test_operators_of_the_collection_are_offered_until_they_are_here(
@@ -347,7 +343,7 @@ def test_operators_of_the_collection_are_offered_until_they_are_here(
     assert choice[1] == f"lab/operator@{head}"
     requests = len(local_hub.requests)
     assert models.offered() == [choice] and len(local_hub.requests) == requests
-    assert models.add(choice[1]).task == "motion_blur"
+    assert Adding().add(choice[1]).task == "motion_blur"
     assert models.offered() == [] == Models(lambda _: tiny_prior).offered()
     with pytest.raises(OperatorError, match="'lab/none'"):
         Models(lambda _: tiny_prior, collection="lab/none").offered()
@@ -376,16 +372,14 @@ def test_an_operator_of_no_known_task_is_not_added(
     files.commit("other", {**files.files, "config.json": changed})
     models = Models(lambda _: tiny_prior)
     with pytest.raises(OperatorError, match=told):
-        models.add("lab/operator")
+        Adding().add("lab/operator")
     assert "../outside" not in models.tasks()
 
 
-def test_without_network_the_cache_decides(
-    monkeypatch: pytest.MonkeyPatch, tiny_prior: LatentPrior
-) -> None:
+def test_without_network_the_cache_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "reachable", lambda: False)
     with pytest.raises(hub.HubUnavailable, match="nobody/nothing"):
-        Models(lambda _: tiny_prior).add("nobody/nothing")
+        Adding().add("nobody/nothing")
 
 
 def test_the_usual_prior_and_the_last_one_stay_in_memory(tiny_prior: LatentPrior) -> None:
@@ -414,7 +408,7 @@ def test_the_prior_and_the_operator_of_a_result_are_found_again(
     blurred = RestorationRequest("gaussian_blur", torch.zeros(1, 3, 64, 64), simulate=True)
 
     usual = Weights("trained/gaussian_blur", None)
-    added = models.add("lab/operator").name
+    added = Adding().add("lab/operator").name
     pinned = Weights("lab/operator", added.partition("@")[2])  # as the command line records it
     assert models.same_prior(Weights(EMBEDDED_NAME, None)) == EMBEDDED_NAME
     assert models.same_operator(usual, EMBEDDED_NAME, blurred) == AUTOMATIC

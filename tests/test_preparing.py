@@ -19,8 +19,9 @@ from operators.convolutional import CompactCNN
 from silo.images import save_png
 from silo.prior_files import EMBEDDED_NAME
 from silo.request import PRESETS, RestorationRequest
+from silo.ui.adding import Added
 from silo.ui.inputs import CLEAN, DEGRADED
-from silo.ui.models import AUTOMATIC, Added
+from silo.ui.models import AUTOMATIC
 from silo.ui.results import save_all
 from tests.page_fields import Page
 from tests.photos import blurred, photo
@@ -321,7 +322,7 @@ def test_an_operator_that_is_fetched_is_chosen_whatever_the_photo_is_by_then(
 ) -> None:
     fields, tools = page.settings, page.tools
     new = Added("lab/operator@c0ffee", "old_lens", reads_features=False)
-    monkeypatch.setattr(page.models, "add", lambda _: new)
+    monkeypatch.setattr("silo.ui.adding.Adding.add", lambda _, text: new)
     monkeypatch.setattr(page.models, "operators", lambda: [("of a lab", new.name)])
     added = page.preparing.add_operator({fields.prior: EMBEDDED_NAME, tools.operator_id: "lab/op"})
     assert added[fields.operator].value == new.name and added[tools.operator_id] == ""

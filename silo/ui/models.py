@@ -1,26 +1,14 @@
-"""The priors and operators that the page offers: listed, fetched, checked, kept while in use."""
+"""The priors and operators that the page offers: listed, loaded, kept while in use."""
 
 import functools
-import json
-import re
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
-import httpx2  # what huggingface_hub speaks HTTP with
-from huggingface_hub import CacheNotFound, HfApi, ModelCard, constants, scan_cache_dir
-from huggingface_hub.errors import (
-    HFValidationError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub import CacheNotFound, ModelCard, constants, scan_cache_dir
 
 from operators.catalog import (
     SD_LATENT_CHANNELS,
@@ -33,23 +21,21 @@ from operators.catalog import (
     shelf,
 )
 from operators.degradation import Degradation
-from operators.errors import OperatorError, OperatorFileError, OperatorNotFound
+from operators.errors import OperatorError
 from operators.function import FUNCTION
-from operators.latent import LatentOperator, architectures, read_config
-from operators.pretrained import CONFIG_NAME, MAX_CONFIG_BYTES, WEIGHTS_NAME
+from operators.latent import architectures
 from silo import hub
 from silo.errors import BadRequest
-from silo.hub_commit import retried
 from silo.operator_listing import ListedOperator, in_cache, in_collection, on_shelf
 from silo.prior import LatentPrior
 from silo.prior_files import EMBEDDED_FOLDER, EMBEDDED_NAME, HUB_PRIORS, is_whole
 from silo.request import RestorationRequest
 from silo.restorer import Restorer
+from silo.ui.adding import Added
 from silo.ui.saved_settings import Weights
+from silo.ui.wording import size_in_words
 
 AUTOMATIC = ""  # the shelf's operator for the task
-MAX_OPERATOR_BYTES = 500_000_000
-MAX_ADDED_BYTES = 5_000_000_000  # of all in the Hub's cache, lest visitors fill the disk
 LONGEST_LICENCE = 40  # characters: a card may say anything, and every visitor would read it
 COLLECTION_SECONDS = 600  # for which a collection is taken to stay as it is
 MAX_KEPT = 3  # operators of visitors' choice that stay in memory
@@ -58,19 +44,8 @@ _HUB_NOTES = {
     "sd15": ("Stable Diffusion 1.5", 4_270_000_000, "creativeml-openrail-m"),
     "rv51": ("Realistic Vision 5.1", 4_270_000_000, "creativeml-openrail-m"),
 }
-_HOSTS = ("huggingface.co", "hf.co", "www.huggingface.co")
-_LINK = re.compile(r"/([^/]+/[^/]+)(?:/(?:tree|blob|commit)/([^/]+).*)?/?")
 
 Choice = tuple[str, str]
-
-
-@dataclass(frozen=True)
-class Added:
-    """An operator of the Hub: its name with the commit, what it is for, and what it reads."""
-
-    name: str
-    task: str
-    reads_features: bool
 
 
 class Models:
@@ -94,8 +69,6 @@ class Models:
         self._usual: dict[str, Future[Restorer]] = {}  # by the prior's name
         self._chosen: dict[tuple[str, str], Restorer] = {}  # with operators; the last used is last
         self._lock = threading.Lock()
-        self._fetching = 0  # bytes
-        self._counting = threading.Lock()
 
     def restorer(self, prior: str | None = None, operator: str | None = None) -> Restorer:
         """Return a restorer with a prior and an operator by name, by default the usual ones.
@@ -172,65 +145,6 @@ class Models:
                 if Weights(**used) == made_with:
                     return choice
         return None
-
-    def add(self, text: str) -> Added:
-        """Fetch and check the operator at a Hub id, ID@REVISION or pasted link.
-
-        Its config.json is fetched first, so that nothing large is that is no operator.
-
-        Raises:
-            OperatorError: it is no such text, no operator, too large, damaged, or does not say
-                its task and, of a task of its own, the degradation; or there are too many here.
-            HubUnavailable: the Hub is out of reach, or failed again and again.
-        """
-        repo_id, revision = parse_link(text)
-        with _hub_errors(repo_id, revision):
-            commit, size = _looked_up(repo_id, revision)
-            # Visitors must not come by what is open to this machine's token alone.
-            folder, commit = hub.snapshot(repo_id, commit, [CONFIG_NAME], token=False)
-            config = read_config(folder)
-            task, described = config.metadata.get("task"), config.metadata.get("degradation")
-            if task is None or (task not in TASKS and described is None):
-                raise OperatorFileError(
-                    f"{repo_id} does not say which task it is for: ask its author."
-                )
-            if task not in TASKS and described is not None:
-                Degradation.from_dict(described)
-            with self._room_for(repo_id, commit, size):
-                hub.snapshot(repo_id, commit, [*hub.OPERATOR_FILES], token=False)
-                LatentOperator.from_pretrained(folder)
-        reads_features = architectures()[config.architecture].needs_features
-        return Added(f"{repo_id}@{commit}", task, reads_features)
-
-    @contextmanager
-    def _room_for(self, repo_id: str, commit: str, size: int) -> Iterator[None]:
-        """Reserve room for `size` bytes of an operator; it is deleted if the block refuses it.
-
-        One that is here already needs no room, and stays.
-
-        Raises:
-            OperatorError: those here and those being fetched leave too little.
-        """
-        with self._counting:
-            here = {(each.name, each.commit): each.size for each in in_cache()}
-            if (repo_id, commit) in here:
-                size = 0
-            if size and sum(here.values()) + self._fetching + size > MAX_ADDED_BYTES:
-                raise OperatorError(
-                    f"{repo_id} has {_size(size)}, and the operators here take up nearly all of "
-                    f"the {_size(MAX_ADDED_BYTES)} that this page keeps for them: choose one "
-                    "of those, or use the command line."
-                )
-            self._fetching += size
-        try:
-            yield
-        except OperatorError:
-            if size:
-                scan_cache_dir(constants.HF_HUB_CACHE).delete_revisions(commit).execute()
-            raise
-        finally:
-            with self._counting:
-                self._fetching -= size
 
     def added(self, name: str) -> Added | None:
         """Return what an operator of `operators` is for; None for that of the task, and others."""
@@ -317,8 +231,9 @@ class Models:
         choices = [(_embedded_label(), EMBEDDED_NAME)]
         for name, (title, size, licence) in _HUB_NOTES.items():
             if name in for_priors or SD_PRIOR in for_priors:
-                place = f"{_size(here[name])} here" if name in here else f"{_size(size)} download"
-                choices.append((f"{title} ({place}, {licence})", name))
+                bytes_of_it, place = (here[name], "here") if name in here else (size, "download")
+                label = f"{title} ({size_in_words(bytes_of_it)} {place}, {licence})"
+                choices.append((label, name))
         if self.default not in (name for _, name in choices):
             choices.insert(0, (self.default, self.default))
         return choices
@@ -336,75 +251,6 @@ def check_simulated(task: Task) -> None:
             "This damage is its author's code, which the page does not run: choose that the photo "
             "is already damaged."
         )
-
-
-def parse_link(text: str) -> tuple[str, str]:
-    """Return the repository and revision that a Hub id, ID@REVISION or link names.
-
-    Raises:
-        OperatorNotFound: it names none; folders of this machine are not for visitors.
-    """
-    wanted = text.strip()
-    if "://" in wanted or wanted.startswith(_HOSTS):
-        own = urlsplit(constants.ENDPOINT).netloc
-        try:
-            url = urlsplit(wanted if "://" in wanted else f"https://{wanted}")
-            match = _LINK.fullmatch(url.path) if url.netloc in (*_HOSTS, own) else None
-        except ValueError:  # brackets that hold no address
-            match = None
-        if match is None:
-            raise OperatorNotFound("This is no link to a model on the Hub: paste its address.")
-        repo_id, revision = match[1], match[2] or "main"
-    else:
-        repo_id, _, revision = wanted.partition("@")
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise OperatorNotFound("This is no Hub id: write it as owner/name.") from error
-    if repo_id.count("/") != 1:
-        raise OperatorNotFound("This is no Hub id: write it as owner/name.")
-    return repo_id, revision or "main"
-
-
-@contextmanager
-def _hub_errors(repo_id: str, revision: str) -> Iterator[None]:
-    """Turn huggingface_hub's errors into those of `Models.add`."""
-    try:
-        yield
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise OperatorNotFound(
-            f"The Hub has no open model {repo_id} at {revision}: check the id on its page."
-        ) from error
-    # Behind a failing server, a proxy answers with a page where JSON is expected.
-    except (httpx2.HTTPError, json.JSONDecodeError) as error:
-        raise hub.unavailable(repo_id, revision) from error
-
-
-def _looked_up(repo_id: str, revision: str) -> tuple[str, int]:
-    """Refuse a large download before it begins; return the commit that was looked at, and its size.
-
-    Without network the cache decides: the revision is returned as it is, and 0 bytes to fetch.
-    """
-    if not hub.reachable():
-        return revision, 0
-    describe = HfApi(token=False).model_info
-    info = retried(lambda: describe(repo_id, revision=revision, files_metadata=True))
-    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-    if WEIGHTS_NAME not in sizes or CONFIG_NAME not in sizes:
-        raise OperatorFileError(
-            f"{repo_id} is no latent operator: it lacks {CONFIG_NAME} or {WEIGHTS_NAME}."
-        )
-    if sizes[CONFIG_NAME] > MAX_CONFIG_BYTES:
-        raise OperatorFileError(
-            f"{repo_id} is no latent operator: its {CONFIG_NAME} is larger than 1 MiB."
-        )
-    size = sum(sizes.get(name, 0) for name in hub.OPERATOR_FILES)
-    if size > MAX_OPERATOR_BYTES:
-        raise OperatorError(
-            f"{repo_id} has {_size(size)}, and this page takes operators of at most "
-            f"{_size(MAX_OPERATOR_BYTES)}: use the command line."
-        )
-    return str(info.sha), size
 
 
 def _cached_priors() -> dict[str, int]:
@@ -449,15 +295,11 @@ def _place(name: str) -> str | Path:
 def _embedded_label() -> str:
     size = sum(file.stat().st_size for file in EMBEDDED_FOLDER.rglob("*.safetensors"))
     licence = ModelCard.load(EMBEDDED_FOLDER / "README.md").data.to_dict()["license"]
-    return f"Small and embedded ({_size(size)} here, {licence})"
+    return f"Small and embedded ({size_in_words(size)} here, {licence})"
 
 
 def _label(operator: ListedOperator, place: str) -> str:
     licence = operator.license or ""
     if not licence.isprintable() or not 0 < len(licence) <= LONGEST_LICENCE:
         licence = "licence unknown"
-    return f"{operator.name}: {operator.task} ({_size(operator.size)} {place}, {licence})"
-
-
-def _size(count: int) -> str:
-    return f"{count / 10**9:.1f} GB" if count >= 10**9 else f"{count / 10**6:.1f} MB"
+    return f"{operator.name}: {operator.task} ({size_in_words(operator.size)} {place}, {licence})"

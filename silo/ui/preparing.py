@@ -17,6 +17,7 @@ from silo.measured import Measured, take_measurement
 from silo.noise import estimate_camera_noise, estimate_noise
 from silo.request import PRESETS, RestorationRequest, comes_blurred
 from silo.ui import mask_painter
+from silo.ui.adding import Adding
 from silo.ui.cache import KEPT_HOURS, keep
 from silo.ui.errors import one_sentence, sentence
 from silo.ui.examples import example_photo
@@ -53,7 +54,7 @@ class Preparing:
         runs: Runs,
     ) -> None:
         """Measure with the priors and operators of `models`."""
-        self._models, self._settings = models, settings
+        self._models, self._adding, self._settings = models, Adding(), settings
         self._tools, self._outputs, self._runs = tools, outputs, runs
 
     def show(self, given: dict[Any, Any], visit: gr.Request) -> dict[Any, Any]:
@@ -297,7 +298,7 @@ class Preparing:
         fields = self._settings
         try:
             with shown_by(progress):
-                added = self._models.add(given[self._tools.operator_id])
+                added = self._adding.add(given[self._tools.operator_id])
         except (SiloError, OperatorError) as error:
             raise one_sentence(error) from error
         tasks = task_choices(self._models.tasks(given[fields.prior]) | {added.task})

@@ -114,3 +114,8 @@ def describe(images: Iterable[Tensor], clean: Tensor) -> str:
     distances = [distance for _, distance in scores if distance is not None]
     perceptual = f", LPIPS {mean(distances):.3f}" if distances else ""
     return f"PSNR {mean(similarity for similarity, _ in scores):.1f} dB{perceptual}"
+
+
+def size_in_words(count: int) -> str:
+    """Return so many bytes, such as "4.3 GB"."""
+    return f"{count / 10**9:.1f} GB" if count >= 10**9 else f"{count / 10**6:.1f} MB"

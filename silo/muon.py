@@ -46,11 +46,7 @@ class Muon(torch.optim.Optimizer):
 
 
 class MuonAdamW:
-    """Both as one optimizer, as far as a training loop needs one.
-
-    Attributes:
-        param_groups: of both optimizers.
-    """
+    """Both as one optimizer, as far as a training loop needs one."""
 
     def __init__(
         self,
@@ -69,7 +65,11 @@ class MuonAdamW:
             betas=betas,
             weight_decay=weight_decay,
         )
-        self.param_groups = [*self._adamw.param_groups, *self._muon.param_groups]
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Of both optimizers, which replace theirs when a state is loaded."""
+        return [*self._adamw.param_groups, *self._muon.param_groups]
 
     def step(self) -> None:
         """Move the weights along their gradients."""

@@ -111,7 +111,6 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
             seed=0,
             checkpointing_steps=2,
             matrices=model.matrices,
-            schedule="constant",
         )
         for _ in loop:
             loop.update({"loss": loss(model, loop.step)})

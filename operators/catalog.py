@@ -38,15 +38,14 @@ class Task:
     eta: float
 
 
+FREE_FORM = "inpainting_free"  # holes of any form: somebody has to mark them, or look for them
 _SMALL, _TINY = ({"factor": factor} for factor in (4, 8))
 _TASKS = (
     Task("gaussian_blur", "My photo is blurry", Degradation("gaussian_blur"), 0.5),
     Task("super_resolution_x4", "My photo is small", Degradation("super_resolution", _SMALL), 0.5),
     Task("super_resolution_x8", "My photo is tiny", Degradation("super_resolution", _TINY), 0.5),
     Task("inpainting_box", "The middle of my photo is lost", Degradation("inpainting_box"), 1.0),
-    Task(
-        "inpainting_free", "My photo has a hole or scratches", Degradation("inpainting_free"), 1.0
-    ),
+    Task(FREE_FORM, "My photo has a hole or scratches", Degradation("inpainting_free"), 1.0),
     Task("jpeg_q10", "My photo has JPEG blocks", Degradation("jpeg", {"quality": 10}), 0.5),
     Task("denoising", "My photo is noisy", Degradation("denoising", noise_sigma=0.05), 0.5),
     Task("motion_blur", "My photo has camera shake", Degradation("motion_blur"), 0.5),

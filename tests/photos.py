@@ -2,10 +2,11 @@
 
 import io
 
+import numpy as np
 import skimage.data
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from operators.blur import GaussianBlur
@@ -45,3 +46,16 @@ def as_jpeg(picture: Tensor, quality: int = 75) -> Tensor:
     to_pil(picture).save(file, "JPEG", quality=quality)
     with Image.open(file) as stored:
         return from_pil(stored.convert("RGB"))
+
+
+def scratched(picture: Tensor, width: int = 2) -> tuple[Tensor, Tensor]:
+    """A photo (1, 3, H, W) with two scratches and a spot, and where: 1 in (1, 1, H, W)."""
+    height, columns = picture.shape[-2:]
+    marks = Image.new("L", (columns, height))
+    draw = ImageDraw.Draw(marks)
+    draw.line((columns * 0.2, 0, columns * 0.25, height), 255, width)
+    draw.line((columns * 0.3, height * 0.8, columns * 0.95, height * 0.6), 255, width)
+    x, y, radius = columns * 0.6, height * 0.25, 2 * width
+    draw.ellipse((x - radius, y - radius, x + radius, y + radius), 255)
+    where = torch.from_numpy(np.array(marks))[None, None] / 255
+    return from_pil(to_pil(torch.where(where > 0, torch.tensor(0.9), picture))), where

@@ -27,7 +27,7 @@ from PIL import Image
 from silo.__main__ import main
 from silo.decoding import MAX_FILE_BYTES
 from silo.images import load_image, read_parameters, save_png
-from tests.photos import blurred
+from tests.photos import blurred, scratched
 from tests.photos import photo as skimage_photo
 from tests.served_app import App, connect, own_operator
 
@@ -103,6 +103,19 @@ def test_what_is_wrong_is_found_unless_it_is_said(client: Client, tmp_path: Path
     for needing in ({"simulate": True}, {"mask": handle_file(sharp)}, {"blur_std": 0}):
         with pytest.raises(AppError, match="Task is missing"):
             client.predict(photo=handle_file(sharp), **needing, **given)
+
+
+def test_scratches_are_found_where_no_mask_is_sent(client: Client, tmp_path: Path) -> None:
+    clean = skimage_photo("coffee")
+    picture, where = scratched(clean)
+    save_png(tmp_path / "old.png", picture)
+    given = {"photo": handle_file(tmp_path / "old.png"), "steps": 2, "api_name": "/restore"}
+    (file,), used = client.predict(task="inpainting_free", **given)
+    assert "was found to be scratched" in used["notices"][0]
+    left = ((load_image(file).pixels - clean).abs() * where).sum()
+    assert left < 0.3 * ((picture - clean).abs() * where).sum()
+    with pytest.raises(AppError, match="Needs a mask|needs a mask"):
+        client.predict(task="inpainting_random", **given)
 
 
 def test_a_task_of_ones_own_goes_with_its_operator(app: App, client: Client, photo: Path) -> None:

@@ -115,6 +115,8 @@ def test_no_event_has_two_handlers_of_which_the_page_would_wait_for_one_to_answe
     ("answer", "chosen"),
     [
         ("find_out", ("task", "input")),
+        ("find_scratches", ("photo", "change")),
+        ("find_scratches", ("mask-file", "upload")),
         ("describe", ("photo", "change")),
         ("describe", ("prompt", "input")),
         ("describe", ("saved", "upload")),

@@ -245,10 +245,10 @@ def test_a_picture_that_does_not_fit_or_diverges_ends_no_folder(
         (["--eta", "nan"], "eta"),
         (["--prior", "no/such-prior-folder/here"], "prior"),
         (["--operator", "{missing}"], "missing"),
-        (["--task", "inpainting_free", "--operator", "{free}"], "needs a mask"),
+        (["--task", "inpainting_random", "--operator", "{holes}"], "needs a mask"),
         (["--mask", "{photos}/p1.png"], "takes no mask"),
         (
-            ["--task", "inpainting_free", "--operator", "{free}", "--mask", "{small}"],
+            ["--task", "inpainting_random", "--operator", "{holes}", "--mask", "{small}"],
             "8 x 8",
         ),
         (["--operator", "{pickle}"], "safetensors"),
@@ -267,7 +267,7 @@ def test_a_wrong_call_is_one_line_exit_code_2_and_nothing_written(
     message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    places = {name: tmp_path / name for name in ("missing", "pickle", "truncated", "free", "nan")}
+    places = {name: tmp_path / name for name in ("missing", "pickle", "truncated", "holes", "nan")}
     places["pickle"].mkdir()
     (places["pickle"] / "config.json").write_text((operator / "config.json").read_text())
     torch.save({}, places["pickle"] / "model.pt")
@@ -275,8 +275,8 @@ def test_a_wrong_call_is_one_line_exit_code_2_and_nothing_written(
     weights = places["truncated"] / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     network = CompactCNN.from_pretrained(operator)
-    network.metadata = {"task": "inpainting_free", "prior": "test"}
-    network.save_pretrained(places["free"])
+    network.metadata = {"task": "inpainting_random", "prior": "test"}
+    network.save_pretrained(places["holes"])
     network.metadata = {}
     places["nan"].mkdir()
     torch.nn.init.constant_(network.input.weight, 1.0)

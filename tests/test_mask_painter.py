@@ -5,7 +5,10 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
 
-from silo.ui.mask_painter import blank, blank_if_any, painted_mask
+from silo.images import save_png
+from silo.scratches.detector import find_scratches
+from silo.ui.mask_painter import blank, blank_if_any, paint_scratches, painted_mask
+from tests.photos import photo, scratched
 
 SIZE = (48, 32)
 
@@ -43,3 +46,19 @@ def test_the_mask_is_what_is_seen_of_all_layers() -> None:
     expected = torch.ones(1, 1, SIZE[1], SIZE[0])
     expected[..., 12:24] = expected[..., 36:] = 0
     assert torch.equal(mask, expected)
+
+
+def test_scratches_are_painted_beside_what_is_painted(tmp_path: Path) -> None:
+    picture, _ = scratched(photo("coffee"))
+    path = tmp_path / "photo.png"
+    save_png(path, picture)
+    by_hand = Image.new("RGBA", (256, 256))
+    ImageDraw.Draw(by_hand).rectangle((100, 180, 140, 220), fill="white")
+    for layers in ([], [by_hand]):
+        canvas = paint_scratches({"layers": layers}, str(path), str(tmp_path / "cache"))
+        painted = [Image.open(layer) for layer in canvas["layers"]]
+        mask = painted_mask({"layers": painted}, (256, 256))
+        expected = find_scratches(picture)
+        if layers:
+            expected[..., 180:221, 100:141] = 0
+        assert mask is not None and torch.equal(mask, expected)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from operators.catalog import TASKS
+from operators.catalog import FREE_FORM, TASKS
 from operators.degradation import Degradation
 from operators.errors import OperatorError
 from silo.allocation import keep_freed_memory
@@ -41,6 +41,7 @@ from silo.prior import load_or_embedded
 from silo.request import MAX_SAMPLES, PRESETS, RestorationRequest, check_task
 from silo.restorer import Finishing, Progress, Restorer, Result
 from silo.samplers import SAMPLERS
+from silo.scratches.detector import FOUND, find_scratches
 
 # What can be wrong with one picture of many; anything else is wrong with the call. An operator may
 # not fit a picture's size; whether there is one at all is known before the first picture.
@@ -160,11 +161,16 @@ def _restore_one(
 ) -> None:
     """Restore a picture into `paths`, unless the same restoration lies there already."""
     loaded, restorer = load_image(picture), shared.restorer
-    request = _request(arguments, shared, picture, loaded.pixels)
+    mask, mask_sha256, notices = shared.mask, shared.mask_sha256, []
+    if _finds_mask(arguments):
+        mask = find_scratches(loaded.pixels)
+        mask_sha256 = hashlib.sha256(mask.numpy().tobytes()).hexdigest()
+        notices = [FOUND.format(1 - mask.mean().item())]
+    request = _request(arguments, shared, picture, loaded.pixels, mask)
     record = {
         **restorer.parameters(request),
         "input": {"name": picture.name, "sha256": _sha256(picture)},
-        "mask": shared.mask_sha256,
+        "mask": mask_sha256,
         "weights": restorer.weights(request),
     }
     if all(_is_done(path, record) for path in paths):
@@ -175,10 +181,11 @@ def _restore_one(
         paths[0].parent.mkdir(parents=True, exist_ok=True)
         for path, image in zip(paths, result.image_by_image(), strict=True):
             save_png(path, image, record)
-        for line in result.notices:
+        notices += result.notices
+        for line in notices:
             _say(line if title == picture.name else f"{picture.name}: {line}")
     if arguments.json:
-        report = _report(record, paths, result, restorer.prior.device)
+        report = _report(record, paths, result, notices, restorer.prior.device)
         print(json.dumps(report), flush=True)
     elif result is not None:
         print(*paths, sep="\n", flush=True)
@@ -187,7 +194,11 @@ def _restore_one(
 
 
 def _request(
-    arguments: argparse.Namespace, shared: _Shared, picture: Path, pixels: Tensor
+    arguments: argparse.Namespace,
+    shared: _Shared,
+    picture: Path,
+    pixels: Tensor,
+    mask: Tensor | None,
 ) -> RestorationRequest:
     task = arguments.task or _found(shared.restorer, arguments.sampler, picture, pixels)
     captioner = shared.captioner
@@ -196,7 +207,7 @@ def _request(
         image=pixels,
         simulate=arguments.simulate,
         degradation=shared.degradation,
-        mask=shared.mask,
+        mask=mask,
         prompt=arguments.prompt if captioner is None else captioner.describe(to_pil(pixels)),
         negative_prompt=arguments.negative_prompt,
         guidance_scale=arguments.guidance_scale,
@@ -212,6 +223,12 @@ def _request(
         samples=arguments.samples,
         seed=arguments.seed,
     )
+
+
+def _finds_mask(arguments: argparse.Namespace) -> bool:
+    """Whether each photo's scratches are looked for, since no mask marks them."""
+    is_named = arguments.mask is not None or arguments.simulate
+    return arguments.task == FREE_FORM and not is_named
 
 
 def _found(restorer: Restorer, sampler: str, picture: Path, photo: Tensor) -> str:
@@ -257,7 +274,11 @@ def _run(restorer: Restorer, request: RestorationRequest, title: str) -> Result:
 
 
 def _report(
-    record: dict[str, Any], paths: list[Path], result: Result | None, device: torch.device
+    record: dict[str, Any],
+    paths: list[Path],
+    result: Result | None,
+    notices: list[str],
+    device: torch.device,
 ) -> dict[str, Any]:
     """What --json tells of a picture; of one that was up to date, without a `result`, less."""
     names = [str(path) for path in paths]
@@ -276,7 +297,7 @@ def _report(
         "seconds": round(result.seconds, 2),
         "size": list(result.restored.shape[-2:]),
         "memory": peak_memory(device),
-        "notices": result.notices,
+        "notices": notices,
     }
     if record["simulate"]:
         restoration, measurement = scores(result)
@@ -366,7 +387,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PIXELS",
         help="how blurred INPUT is, with a Gaussian blur, in place of what is estimated",
     )
-    parser.add_argument("--mask", type=Path, help="picture of INPUT's size; white = fill in")
+    parser.add_argument(
+        "--mask",
+        type=Path,
+        help=f"picture of INPUT's size; white = fill in; without, {FREE_FORM} fills in the "
+        "scratches, dust and creases that it finds",
+    )
     parser.add_argument(
         "--keep-known",
         action=argparse.BooleanOptionalAction,

@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from operators.catalog import shelf
+from operators.catalog import FREE_FORM, shelf
 from operators.errors import OperatorError
 from silo import images, masks
 from silo.decoding import SUFFIXES
@@ -13,6 +13,7 @@ from silo.diagnosis import require_task
 from silo.errors import BadRequest, SiloError
 from silo.request import PRESETS, RestorationRequest
 from silo.restorer import Result
+from silo.scratches.detector import FOUND, find_scratches
 from silo.ui.errors import one_sentence
 from silo.ui.models import AUTOMATIC, Choice, Models, check_simulated, own_degradation
 from silo.ui.outputs import cache_folder
@@ -91,7 +92,7 @@ def _endpoint(restoring: Restoring, models: Models, component: gr.File) -> Calla
             photo: picture of at most 20 MB; over MCP, a public link to it or a data: URI.
             task: such as gaussian_blur, or one's own with its operator; empty: what is found.
             simulate: the photo is clean: degrade it first, then restore it.
-            mask: for inpainting tasks, a picture of the photo's size, white where to fill in.
+            mask: a picture of the photo's size, white where to fill in; inpainting_free finds it.
             preset: quick (silo-fast, 16 steps), balanced (silo, 100) or paper (silo, 1000).
             steps: denoising steps, 1 to 1000, in place of the preset's.
             eta: consistency scale, for 1,000 steps; higher keeps closer to the photo.
@@ -128,12 +129,17 @@ def _endpoint(restoring: Restoring, models: Models, component: gr.File) -> Calla
             described = models.task(task, prior, operator)
             if simulate:
                 check_simulated(described)
+            notices = loaded.notices
+            holes = None if mask is None else masks.load_mask(mask)
+            if holes is None and task == FREE_FORM and not simulate:
+                holes = find_scratches(loaded.pixels)
+                notices = [*notices, FOUND.format(1 - holes.mean().item())]
             request = RestorationRequest(
                 task=task,
                 image=loaded.pixels,
                 simulate=simulate,
                 degradation=own_degradation(described),
-                mask=None if mask is None else masks.load_mask(mask),
+                mask=holes,
                 prompt=prompt,
                 negative_prompt=negative_prompt,
                 guidance_scale=guidance_scale,
@@ -154,7 +160,7 @@ def _endpoint(restoring: Restoring, models: Models, component: gr.File) -> Calla
                 if isinstance(event, Result):
                     folder = new_folder(cache_folder(component))
                     files = save_samples(event.image_by_image(), event.parameters, folder)
-                    return files, {**event.parameters, "notices": [*loaded.notices, *event.notices]}
+                    return files, {**event.parameters, "notices": [*notices, *event.notices]}
                 if run.stopping.is_set():
                     raise gr.Error("It was stopped: its client left.", print_exception=False)
         raise gr.Error("The restoration ended without a result.")

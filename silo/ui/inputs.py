@@ -98,6 +98,7 @@ class Tools:
 
     Attributes:
         find_out: sets the damage to what the photo shows.
+        find_scratches: paints the scratches that it shows.
         example: the example that was clicked, and how many clicks there were.
         noise_given: of this visitor: the task and source whose noise level settings used again
             gave, until the next photo; else None.
@@ -107,6 +108,7 @@ class Tools:
     example: gr.Textbox
     find_out: gr.Button
     painter: gr.Column
+    find_scratches: gr.Button
     invert: gr.Button
     describe: gr.Button
     new_seed: gr.Button
@@ -137,7 +139,7 @@ def lay_out(models: Models) -> tuple[Settings, Tools]:
         label="This photo",
         elem_id="source",
     )
-    painter, canvas, mask_file, invert = _painter(photo)
+    painter, canvas, find_scratches, mask_file, invert = _painter(photo)
     preset = gr.Radio(
         preset_choices({n: p.steps for n, p in PRESETS.items()}, {}),
         value="quick",
@@ -238,7 +240,7 @@ def lay_out(models: Models) -> tuple[Settings, Tools]:
         *(blur_std, prompt, negative_prompt, guidance_scale, samples, seed, prior, operator),
     )
     return settings, Tools(
-        *(examples, example, find_out, painter, invert, describe, new_seed, saved),
+        *(examples, example, find_out, painter, find_scratches, invert, describe, new_seed, saved),
         *(offered, operator_id, add_operator, gr.State()),
     )
 
@@ -257,7 +259,9 @@ def _example(name: str, cache: str) -> gr.Button:
     return button
 
 
-def _painter(photo: gr.File) -> tuple[gr.Column, gr.ImageEditor, gr.UploadButton, gr.Button]:
+def _painter(
+    photo: gr.File,
+) -> tuple[gr.Column, gr.ImageEditor, gr.Button, gr.UploadButton, gr.Button]:
     with gr.Column(visible=False, elem_id="painter") as painter:
         canvas = gr.ImageEditor(
             label="Paint the holes",
@@ -274,6 +278,7 @@ def _painter(photo: gr.File) -> tuple[gr.Column, gr.ImageEditor, gr.UploadButton
         anew = functools.partial(blank_if_any, folder=canvas.GRADIO_CACHE)
         canvas.clear(anew, photo, canvas, show_progress="hidden", api_visibility="private")
         gr.HTML(brush.HTML, js_on_load=brush.SCRIPT, padding=False, elem_id=brush.ID)
+        find_scratches = gr.Button("Find scratches", size="sm", elem_id="find-scratches")
         with gr.Row():
             mask_file = gr.UploadButton(
                 "Load a mask (white is filled in)",
@@ -282,4 +287,4 @@ def _painter(photo: gr.File) -> tuple[gr.Column, gr.ImageEditor, gr.UploadButton
                 elem_id="mask-file",
             )
             invert = gr.Button("Invert", size="sm", elem_id="invert")
-    return painter, canvas, mask_file, invert
+    return painter, canvas, find_scratches, mask_file, invert

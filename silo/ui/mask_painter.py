@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from operators.catalog import Task
+from operators.catalog import FREE_FORM, Task
 from silo import images, masks
 from silo.errors import BadMask, SiloError
+from silo.scratches.detector import find_scratches
 from silo.ui.cache import keep
 
 LARGEST_SIDE = 1024  # px, of a picture as the page shows it
@@ -46,7 +47,7 @@ def view_file(path: str) -> tuple[Image.Image, list[str]]:
 
 def wants_mask(task: Task, simulate: bool) -> bool:
     """Tell whether a person has holes to mark: a simulation draws them, unless they are free."""
-    return task.degradation.needs_mask and (not simulate or task.name == "inpainting_free")
+    return task.degradation.needs_mask and (not simulate or task.name == FREE_FORM)
 
 
 def blank(path: str, folder: str) -> dict[str, Any]:
@@ -83,6 +84,30 @@ def paint_mask_file(path: str, photo: str, folder: str) -> dict[str, Any]:
     masks.check_size(mask, pixels)
     picture = view(pixels)
     return _painted(picture, _hole(mask, (picture.height, picture.width)), folder)
+
+
+def paint_scratches(canvas: dict[str, Any] | None, photo: str, folder: str) -> dict[str, Any]:
+    """Paint the scratches that a photo shows over what is painted already.
+
+    Args:
+        canvas: the value of a `gr.ImageEditor` of type "pil"; None before any photo.
+        photo: the picture under it.
+        folder: where the files of the new value go.
+
+    Returns:
+        The value of a `gr.ImageEditor`.
+
+    Raises:
+        BadImage, BadMask: a file that cannot be read.
+        Unrestorable: no scratches are found.
+    """
+    pixels = images.load_image(photo).pixels
+    found = find_scratches(pixels)
+    picture = view(pixels)
+    size = picture.height, picture.width
+    painted = painted_mask(canvas, size)
+    hole = _hole(found, size)
+    return _painted(picture, hole if painted is None else torch.maximum(hole, 1 - painted), folder)
 
 
 def invert(canvas: dict[str, Any] | None, photo: str, folder: str) -> dict[str, Any]:

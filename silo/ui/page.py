@@ -93,6 +93,14 @@ def _wire_slow(
         api_visibility="private",
     )
     drop(found, [fields.photo.change, fields.task.input, fields.source.input])
+    painted = tools.find_scratches.click(
+        preparing.find_scratches,
+        [fields.canvas, fields.photo],
+        fields.canvas,
+        show_progress_on=tools.find_scratches,
+        api_visibility="private",
+    )
+    drop(painted, [fields.photo.change, fields.mask_file.upload, tools.invert.click])
     drop(described, [fields.photo.change, fields.prompt.input])
     named = tools.offered.input(lambda name: name, tools.offered, tools.operator_id, **AT_ONCE)
     for event in (tools.add_operator.click, tools.operator_id.submit, named.then):

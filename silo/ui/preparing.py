@@ -144,6 +144,16 @@ class Preparing:
         except (SiloError, OperatorError):
             return None
 
+    def find_scratches(self, canvas: dict[str, Any] | None, photo: str) -> dict[str, Any]:
+        """Paint the scratches that the photo shows, beside what is painted already."""
+        folder = self._settings.canvas.GRADIO_CACHE
+        try:
+            painted = mask_painter.paint_scratches(canvas, photo, folder)
+        except SiloError as error:
+            raise one_sentence(error) from error
+        gr.Info("Check what is painted: paint what is missing, and black over what is whole.")
+        return painted
+
     def load_mask(self, path: str, photo: str) -> dict[str, Any]:
         """Paint a mask file."""
         try:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageChops
 from playwright.sync_api import Page, Request, expect
 
-from silo.images import to_pil
+from silo.images import save_png, to_pil
 from silo.ui.mask_painter import painted_mask
 from tests.browser.actions import (
     FINISHED,
@@ -23,6 +23,7 @@ from tests.browser.actions import (
     restore,
 )
 from tests.browser.conftest import PATIENCE
+from tests.photos import photo, scratched
 
 Box = tuple[int, int, int, int]  # left, upper, right, lower
 
@@ -222,6 +223,22 @@ def test_a_loaded_mask_keeps_its_place_under_strokes(page: Page, tmp_path: Path)
 
     page.get_by_role("button", name="Clear canvas").click()
     assert await_photo(page, colour, size) == box
+
+
+def test_scratches_are_found_and_painted(page: Page, tmp_path: Path) -> None:
+    picture, where = scratched(photo("coffee"))
+    file = tmp_path / "old.png"
+    save_png(file, picture)
+    choose_task(page, "inpainting free")
+    page.locator("#photo input[type=file]").set_input_files(file)
+    await_canvas(page)
+    page.locator("#find-scratches").click()
+    expect(page.get_by_text("Check what is painted")).to_be_visible()
+    read = read_as(page, inverted_mask(page), (256, 256))
+    marks = to_pil((2 * where - 1).expand(-1, 3, -1, -1)).convert("L")
+    both = ImageChops.darker(read, marks).histogram()[255]
+    assert both > 0.8 * marks.histogram()[255]
+    assert read.histogram()[255] < 0.2 * 256 * 256
 
 
 def test_undo_eraser_and_invert_change_the_mask(page: Page) -> None:

@@ -1,0 +1,1 @@
+"""Finding the scratches, dust and creases of a photo, so that nobody has to paint them."""

@@ -40,7 +40,12 @@ from silo.train_denoiser import (
     train_denoiser,
 )
 from silo.training_cost import Stage, estimate
-from silo.training_options import add_mixed_precision, check_above_zero, pick_training_dtype
+from silo.training_options import (
+    add_mixed_precision,
+    add_run,
+    check_above_zero,
+    pick_training_dtype,
+)
 from silo.widening import widen_from
 
 RESOLUTION = 256
@@ -363,14 +368,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--decoder_steps", type=int, default=DECODER_STEPS, help=steps)
     parser.add_argument("--denoiser_steps", type=int, default=DenoiserTraining.steps, help=steps)
     add_mixed_precision(parser)
-    parser.add_argument(
-        "--checkpointing_steps",
-        type=int,
-        default=200,
-        help="save after so many steps each; %(default)s by default",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
-    parser.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
+    add_run(parser)
     return parser
 
 

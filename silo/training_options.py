@@ -1,4 +1,4 @@
-"""What the options of both training commands have in common: numbers above 0, and precision."""
+"""What the options of the training commands have in common."""
 
 import argparse
 import math
@@ -18,6 +18,18 @@ def check_above_zero(arguments: argparse.Namespace, names: Iterable[str]) -> Non
         value = getattr(arguments, name)
         if value is not None and not 0 < value < math.inf:
             raise BadRequest(f"--{name} must be above 0, not {value}.")
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Add how often a run is saved, what it draws, and where it happens."""
+    parser.add_argument(
+        "--checkpointing_steps",
+        type=int,
+        default=200,
+        help="save after so many steps each; %(default)s by default",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
+    parser.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
 
 
 def add_mixed_precision(parser: argparse._ActionsContainer) -> None:

@@ -27,7 +27,7 @@ from silo.scratches.drawing import draw_marks
 from silo.scratches.network import ScratchNet
 from silo.training_cost import Stage, estimate
 from silo.training_loop import TrainingLoop
-from silo.training_options import check_above_zero
+from silo.training_options import add_run, check_above_zero
 
 LARGEST_SCALE = 2.5  # of a photo that is enlarged, as scans are that show no detail of a pixel
 AVERAGE_DECAY = 0.998
@@ -173,14 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     steps = "in all; %(default)s by default"
     parser.add_argument("--steps", type=int, default=ScratchTraining.steps, help=steps)
-    parser.add_argument(
-        "--checkpointing_steps",
-        type=int,
-        default=200,
-        help="save after so many steps each; %(default)s by default",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
-    parser.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
+    add_run(parser)
     return parser
 
 

@@ -14,10 +14,7 @@ COMMANDS = {
     "bench": ("silo.bench", "time what a restoration is made of"),
     "train-operator": ("silo.train_operator", "train operators for tasks and a prior"),
     "train-prior": ("silo.train_prior", "train a small prior from random weights"),
-    "train-scratches": (
-        "silo.scratches.training",
-        "train the network that finds scratches",
-    ),
+    "train-scratches": ("silo.scratches.training", "train the network that finds scratches"),
     "deploy-space": ("silo.commands.deploy_space", "put the page on a Hugging Face Space"),
 }
 

@@ -114,7 +114,7 @@ def test_scratches_are_found_where_no_mask_is_sent(client: Client, tmp_path: Pat
     assert "was found to be scratched" in used["notices"][0]
     left = ((load_image(file).pixels - clean).abs() * where).sum()
     assert left < 0.3 * ((picture - clean).abs() * where).sum()
-    with pytest.raises(AppError, match="Needs a mask|needs a mask"):
+    with pytest.raises(AppError, match="needs a mask"):
         client.predict(task="inpainting_random", **given)
 
 

@@ -41,7 +41,7 @@ from silo.prior import load_or_embedded
 from silo.request import MAX_SAMPLES, PRESETS, RestorationRequest, check_task
 from silo.restorer import Finishing, Progress, Restorer, Result
 from silo.samplers import SAMPLERS
-from silo.scratches.detector import FOUND, find_scratches
+from silo.scratches.detector import describe, find_scratches
 
 # What can be wrong with one picture of many; anything else is wrong with the call. An operator may
 # not fit a picture's size; whether there is one at all is known before the first picture.
@@ -165,7 +165,7 @@ def _restore_one(
     if _finds_mask(arguments):
         mask = find_scratches(loaded.pixels)
         mask_sha256 = hashlib.sha256(mask.numpy().tobytes()).hexdigest()
-        notices = [FOUND.format(1 - mask.mean().item())]
+        notices = [describe(mask)]
     request = _request(arguments, shared, picture, loaded.pixels, mask)
     record = {
         **restorer.parameters(request),

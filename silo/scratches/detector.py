@@ -12,7 +12,6 @@ from operators.pretrained import WEIGHTS_NAME, read_weights
 from silo.errors import Unrestorable
 from silo.scratches.network import MULTIPLE, ScratchNet
 
-FOUND = "{:.1%} of the photo was found to be scratched, dusty or creased, and is filled in."
 FOLDER = Path(__file__).parent / "embedded"
 LARGEST_SIDE = 1536  # px, of what is looked at: larger scans show their scratches still
 # A mark is what is likely one throughout and somewhere surely: details that resemble one are not.
@@ -50,6 +49,14 @@ def find_scratches(photo: Tensor) -> Tensor:
     marks = torch.from_numpy(found)[None, None].float()
     marks = F.max_pool2d(marks, 2 * RIM + 1, stride=1, padding=RIM)
     return 1 - F.interpolate(marks, (height, width))
+
+
+def describe(mask: Tensor) -> str:
+    """How much of a photo is filled in by a mask that was found; a sentence for the user."""
+    share = 1 - mask.mean().item()
+    return (
+        f"{share:.1%} of the photo was found to be scratched, dusty or creased, and is filled in."
+    )
 
 
 @functools.cache

@@ -28,6 +28,7 @@ from silo.scratches.network import ScratchNet
 from silo.training_cost import Stage, estimate
 from silo.training_loop import TrainingLoop
 from silo.training_options import add_run, check_above_zero
+from silo.training_pictures import spread
 
 LARGEST_SCALE = 2.5  # of a photo that is enlarged, as scans are that show no detail of a pixel
 AVERAGE_DECAY = 0.998
@@ -118,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     keep_freed_memory()
     output: Path = arguments.output_dir
     photos = list_photos(arguments.train_data_dir, "train")
-    held_out = list_photos(arguments.train_data_dir, "held_out")[:HELD_OUT_MEASURED]
+    held_out = spread(list_photos(arguments.train_data_dir, "held_out"), HELD_OUT_MEASURED)
     settings = ScratchTraining(steps=arguments.steps, seed=arguments.seed)
 
     def train(steps: int, folder: Path) -> ScratchNet:

@@ -13,7 +13,7 @@ from silo.diagnosis import require_task
 from silo.errors import BadRequest, SiloError
 from silo.request import PRESETS, RestorationRequest
 from silo.restorer import Result
-from silo.scratches.detector import FOUND, find_scratches
+from silo.scratches.detector import describe, find_scratches
 from silo.ui.errors import one_sentence
 from silo.ui.models import AUTOMATIC, Choice, Models, check_simulated, own_degradation
 from silo.ui.outputs import cache_folder
@@ -133,7 +133,7 @@ def _endpoint(restoring: Restoring, models: Models, component: gr.File) -> Calla
             holes = None if mask is None else masks.load_mask(mask)
             if holes is None and task == FREE_FORM and not simulate:
                 holes = find_scratches(loaded.pixels)
-                notices = [*notices, FOUND.format(1 - holes.mean().item())]
+                notices = [*notices, describe(holes)]
             request = RestorationRequest(
                 task=task,
                 image=loaded.pixels,

@@ -2,10 +2,11 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import suppress
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
 
 from tests.served_app import App
 
@@ -54,3 +55,17 @@ def page(browser: Browser, app: App, request: pytest.FixtureRequest) -> Iterator
     yield page
     context.close()
     assert foreign == []
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Function, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Report what the page showed when a test failed: it may not fail again."""
+    report = yield
+    page = item.funcargs.get("page")
+    if report.failed and call.when == "call" and isinstance(page, Page):
+        with suppress(Error):  # the browser may be what failed
+            shown = page.locator("body").aria_snapshot()
+            report.sections.append(("what the page showed", shown))
+    return report

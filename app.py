@@ -12,7 +12,7 @@ import sys
 from spaces.config import Config
 
 from silo.caption import Captioner
-from silo.decoding import MAX_PIXELS
+from silo.decoding import MAX_FILE_BYTES
 from silo.devices import pick_device, pick_dtype
 from silo.errors import SiloError
 from silo.lpips import find_weights
@@ -26,9 +26,6 @@ from silo.ui.timing import Timing
 
 USUAL_PRIOR = os.environ.get("SILO_PRIOR", EMBEDDED_NAME)
 COLLECTION = os.environ.get("SILO_COLLECTION")  # whose operators the page offers to fetch
-# A result comes back for its settings, the largest with three bytes a pixel and some more. Photos
-# have a lower limit, which says so itself.
-MAX_UPLOAD_BYTES = 4 * MAX_PIXELS
 MAX_WAITING = 20  # visitors; one more is told that the queue is full
 
 
@@ -73,7 +70,7 @@ def main() -> None:
         theme=theme(),
         css=CSS,
         head=paste.HEAD,
-        max_file_size=MAX_UPLOAD_BYTES,
+        max_file_size=MAX_FILE_BYTES,
         run_history=False,
         ssr_mode=False,
         footer_links=["settings"],

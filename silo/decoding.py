@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageFile
@@ -22,7 +23,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from silo.errors import BadImage
 
 MAX_PIXELS = 50_000_000
-MAX_FILE_BYTES = 20_000_000
+MAX_FILE_BYTES = 4 * MAX_PIXELS  # so much they take uncompressed, as scanners save them
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 # The first bytes of a file decide, not its name. The decoders are called directly and not through
@@ -66,7 +67,7 @@ _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 _UNSCALED = ("I", "F")  # 32-bit integers and floats: what is white is not said
 _COLOUR_SPACE = slice(16, 20)  # of a colour profile: where it says which numbers it explains
 _ROUNDING = 2  # levels by which profiles of one colour space differ
-_warning_filters = threading.Lock()
+_LOOKED_AT = 1024  # bytes of a file, to tell what it is
 
 
 def decode(path: str | os.PathLike[str]) -> tuple[Image.Image, list[str]]:
@@ -82,15 +83,8 @@ def decode(path: str | os.PathLike[str]) -> tuple[Image.Image, list[str]]:
     Raises:
         BadImage: missing, empty, too large, damaged, or not in one of the formats.
     """
-    name = printable_name(path)
-    data = _read(path, MAX_FILE_BYTES + 1)
-    if len(data) > MAX_FILE_BYTES:
-        raise BadImage(
-            f"{name}: the file is larger than {MAX_FILE_BYTES // 10**6} MB; save it smaller, "
-            "for example as JPEG."
-        )
-    with _quiet():
-        return decode_bytes(data, name)
+    with _opened(path) as file:
+        return _decoded(file, printable_name(path))
 
 
 def decode_bytes(data: bytes, name: str) -> tuple[Image.Image, list[str]]:
@@ -102,20 +96,24 @@ def decode_bytes(data: bytes, name: str) -> tuple[Image.Image, list[str]]:
         BadImage: as in `decode`, but for the size of the file.
     """
     with _named_errors(name):
-        image = _open(data, name)
-        notices = []
-        if getattr(image, "is_animated", False):
-            notices.append(f"{name}: only the first of its frames or pages is used.")
-        image.load()
-        image = _upright(image)
-        profile = image.info.pop("icc_profile", None)
-        image = _to_eight_bits(image, name)
-        if profile:
-            try:
-                image = _to_srgb(image, profile)
-            except (ImageCms.PyCMSError, OSError):
-                notices.append(f"{name}: its colour profile does not fit; sRGB was presumed.")
-        return _to_rgb(image), notices
+        return _decoded(BytesIO(data), name)
+
+
+def _decoded(file: BinaryIO, name: str) -> tuple[Image.Image, list[str]]:
+    image = _open(file, name)
+    notices = []
+    if getattr(image, "is_animated", False):
+        notices.append(f"{name}: only the first of its frames or pages is used.")
+    image.load()
+    image = _upright(image)
+    profile = image.info.pop("icc_profile", None)
+    image = _to_eight_bits(image, name)
+    if profile:
+        try:
+            image = _to_srgb(image, profile)
+        except (ImageCms.PyCMSError, OSError):
+            notices.append(f"{name}: its colour profile does not fit; sRGB was presumed.")
+    return _to_rgb(image), notices
 
 
 def read_header(path: str | os.PathLike[str]) -> Image.Image:
@@ -124,14 +122,10 @@ def read_header(path: str | os.PathLike[str]) -> Image.Image:
     Its `size` is that before EXIF's orientation; its `info` has, for one, the text of a PNG.
 
     Raises:
-        BadImage: as in `decode`, but for the size of the file.
+        BadImage: as in `decode`.
     """
-    name = printable_name(path)
-    # TIFF may say it at the end of the file, and WebP is read as a whole. Results that are larger
-    # than what `decode` takes are PNG files, which begin with it.
-    data = _read(path, MAX_FILE_BYTES)
-    with _quiet(), _named_errors(name):
-        return _open(data, name)
+    with _opened(path) as file:
+        return _open(file, printable_name(path))
 
 
 def printable_name(path: str | os.PathLike[str]) -> str:
@@ -140,35 +134,44 @@ def printable_name(path: str | os.PathLike[str]) -> str:
     return "".join(c if c.isprintable() else "?" for c in name)
 
 
-def _read(path: str | os.PathLike[str], most: int) -> bytes:
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """The file, open; what a decoder raises on a damaged one, as a BadImage."""
     name = printable_name(path)
     try:
-        mode = os.stat(path).st_mode
-        if stat.S_ISDIR(mode):
+        kind = os.stat(path)
+        if stat.S_ISDIR(kind.st_mode):
             raise BadImage(f"{name}: this is a folder; name a picture.")
-        if not stat.S_ISREG(mode):  # a pipe or device might never end
+        if not stat.S_ISREG(kind.st_mode):  # a pipe or device might never end
             raise BadImage(f"{name}: this is not a regular file; name a picture.")
-        with open(path, "rb") as file:
-            data = file.read(most)
+        file = open(path, "rb")
     except FileNotFoundError as error:
         raise BadImage(f"{name}: there is no such file; check the path.") from error
     except OSError as error:
         raise BadImage(f"{name}: the file cannot be read ({error.strerror}).") from error
     except ValueError as error:  # a null character in the path
         raise BadImage(f"{name}: this is not a valid path; name a picture.") from error
-    if not data:
-        raise BadImage(f"{name}: the file is empty; choose another picture.")
-    return data
+    with file, _quiet(), _named_errors(name):
+        if kind.st_size == 0:
+            raise BadImage(f"{name}: the file is empty; choose another picture.")
+        if kind.st_size > MAX_FILE_BYTES:
+            raise BadImage(
+                f"{name}: the file is larger than {MAX_FILE_BYTES // 10**6} MB; save it smaller, "
+                "for example as JPEG."
+            )
+        yield file
 
 
-def _open(data: bytes, name: str) -> ImageFile.ImageFile:
-    """Reads the header only."""
+def _open(file: BinaryIO, name: str) -> ImageFile.ImageFile:
+    """Reads the header only, except of WebP."""
+    start = file.read(_LOOKED_AT)
+    file.seek(0)
     for signature, decoder in _DECODERS.items():
-        if data.startswith(signature) and (decoder is not WebPImageFile or data[8:12] == b"WEBP"):
-            image = decoder(BytesIO(data))
+        if start.startswith(signature) and (decoder is not WebPImageFile or start[8:12] == b"WEBP"):
+            image = decoder(file)
             break
     else:
-        raise BadImage(f"{name}: {_what_else(data)}; use {_FORMATS}.")
+        raise BadImage(f"{name}: {_what_else(start)}; use {_FORMATS}.")
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise BadImage(
@@ -178,11 +181,10 @@ def _open(data: bytes, name: str) -> ImageFile.ImageFile:
     return image
 
 
-def _what_else(data: bytes) -> str:
-    start = data[:1024].lower()
-    if b"<svg" in start:
+def _what_else(start: bytes) -> str:
+    if b"<svg" in start.lower():
         return "this is an SVG drawing, which has no pixels"
-    if data[4:8] == b"ftyp":
+    if start[4:8] == b"ftyp":
         return "this is a HEIC or AVIF picture or a video"
     return "this is not a picture in a known format"
 
@@ -266,12 +268,31 @@ def _named_errors(name: str) -> Iterator[None]:
         ) from error
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
+class _Quiet:
     """Keeps Pillow's warnings about odd metadata away from the user; the result tells what matters.
 
-    Python's warning filters belong to the process, so one thread at a time may swap them.
+    Python's warning filters belong to the process: the first of several threads sets them, and the
+    last sets them back.
     """
-    with _warning_filters, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+
+    def __init__(self) -> None:
+        self._lock, self._within, self._before = threading.Lock(), 0, warnings.catch_warnings()
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            if self._within == 0:
+                self._before = warnings.catch_warnings()
+                self._before.__enter__()
+                warnings.simplefilter("ignore")
+            self._within += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._within -= 1
+                if self._within == 0:
+                    self._before.__exit__(None, None, None)
+
+
+_quiet = _Quiet()

@@ -3,6 +3,8 @@ import json
 import os
 import resource
 import struct
+import threading
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from silo.decoding import MAX_FILE_BYTES, SUFFIXES, read_header
+from silo import decoding
+from silo.decoding import MAX_FILE_BYTES, MAX_PIXELS, SUFFIXES, read_header
 from silo.errors import BadImage, CannotSave, NumericalError
 from silo.images import fit, from_pil, load_image, read_parameters, save_png, to_pil
 
@@ -244,7 +247,7 @@ def test_a_file_that_is_too_large_is_refused_with_the_cap(tmp_path: Path):
     path = tmp_path / "large.png"
     with path.open("wb") as file:
         file.truncate(MAX_FILE_BYTES + 1)
-    with pytest.raises(BadImage, match="20 MB"):
+    with pytest.raises(BadImage, match="200 MB"):
         load_image(path)
 
 
@@ -307,6 +310,18 @@ def test_odd_metadata_warns_nobody(tmp_path: Path, recwarn: pytest.WarningsRecor
     assert not recwarn.list
 
 
+def test_pictures_are_decoded_side_by_side_and_warnings_come_back(tmp_path: Path):
+    path, filters, sizes = tmp_path / "a.png", list(warnings.filters), []
+    Image.new("RGB", (3, 2)).save(path)
+    with decoding._quiet():  # as while a large picture is decoded
+        other = threading.Thread(target=lambda: sizes.append(read_header(path).size), daemon=True)
+        other.start()
+        other.join(60)
+        assert sizes == [(3, 2)]
+        assert warnings.filters[0][0] == "ignore"
+    assert list(warnings.filters) == filters
+
+
 def test_to_pil_rounds_and_cuts():
     values = torch.tensor([-3.0, -1.0, 0.0, 0.999, 1.0, 7.0]).expand(3, 1, 6)
     assert np.asarray(to_pil(values))[0, :, 0].tolist() == [0, 0, 128, 255, 255, 255]
@@ -333,10 +348,11 @@ def test_parameters_travel_in_the_png(tmp_path: Path):
     assert (tmp_path / "a.png").stat().st_mode & 0o777 == 0o644
 
 
-def test_parameters_are_read_from_files_above_the_upload_cap(tmp_path: Path):
-    save_png(tmp_path / "a.png", torch.zeros(3, 2, 2), {"seed": 3})
-    with (tmp_path / "a.png").open("ab") as file:
-        file.truncate(MAX_FILE_BYTES + 1)
+def test_a_result_of_many_megabytes_is_a_photo_again(tmp_path: Path):
+    save_png(tmp_path / "a.png", from_pil(Image.fromarray(noise(2700, 2700))), {"seed": 3})
+    assert 20e6 < (tmp_path / "a.png").stat().st_size < 1.01 * 3 * 2700**2
+    assert 1.01 * 3 * MAX_PIXELS < MAX_FILE_BYTES
+    assert load_image(tmp_path / "a.png").pixels.shape == (1, 3, 2700, 2700)
     assert read_parameters(tmp_path / "a.png") == {"seed": 3}
 
 

@@ -6,15 +6,14 @@ from typing import Any
 import gradio as gr
 
 from operators.catalog import FREE_FORM, shelf
-from operators.errors import OperatorError
 from silo import images, masks
 from silo.decoding import SUFFIXES
 from silo.diagnosis import require_task
-from silo.errors import BadRequest, SiloError
+from silo.errors import BadRequest
 from silo.request import PRESETS, RestorationRequest
 from silo.restorer import Result
 from silo.scratches.detector import describe, find_scratches
-from silo.ui.errors import one_sentence
+from silo.ui.errors import errors_shown
 from silo.ui.models import AUTOMATIC, Choice, Models, check_simulated, own_degradation
 from silo.ui.outputs import cache_folder
 from silo.ui.restoring import Restoring, planned
@@ -89,7 +88,7 @@ def _endpoint(restoring: Restoring, models: Models, component: gr.File) -> Calla
 
         Args:
             visit: whose request it is; gradio fills it in.
-            photo: picture of at most 20 MB; over MCP, a public link to it or a data: URI.
+            photo: picture of at most 200 MB; over MCP, a public link to it or a data: URI.
             task: such as gaussian_blur, or one's own with its operator; empty: what is found.
             simulate: the photo is clean: degrade it first, then restore it.
             mask: a picture of the photo's size, white where to fill in; inpainting_free finds it.
@@ -111,7 +110,7 @@ def _endpoint(restoring: Restoring, models: Models, component: gr.File) -> Calla
             The restored pictures as PNG files, then all that is needed to make them again.
             There, `notices` are sentences on what was not taken as it is.
         """
-        try:
+        with errors_shown():
             if photo is None:
                 raise BadRequest("photo is missing: send a picture file.")
             _check_offered("prior", prior, models.priors())
@@ -153,9 +152,7 @@ def _endpoint(restoring: Restoring, models: Models, component: gr.File) -> Calla
                 keep_known=keep_known,
             )
             run, measured = planned(request, restorer)
-        except (SiloError, OperatorError) as error:
-            raise one_sentence(error) from error
-        with restoring.runs.begin(visit.session_hash or "", run):
+        with errors_shown(), restoring.runs.begin(visit.session_hash or "", run):
             for event in restoring.frames(request, measured, prior, operator):
                 if isinstance(event, Result):
                     folder = new_folder(cache_folder(component))

@@ -236,6 +236,7 @@ class Restorer:
             "clamp": request.clamp,
             "hyperparameters": request.effective_hyperparameters,
             "noise_sigma": request.effective_noise_sigma,
+            "noise_told": request.noise_sigma is not None,
             "blur_std": request.blur_std,
             "prompt": request.prompt,
             "negative_prompt": request.negative_prompt,

@@ -61,5 +61,5 @@ class Page:
             fields.prior: prior,
             fields.operator: operator,
             self.outputs.clicks: 0,
-            self.tools.noise_given: None,
+            self.tools.strength_given: None,
         }

@@ -492,6 +492,8 @@ def test_the_settings_of_a_result_are_read_back(tmp_path: Path) -> None:
     assert (request.eta, request.effective_noise_sigma) == (2.0, 0.02)
     assert (saved.prior, str(saved.operator)) == (Weights("tiny", None), "lab/operator@c0ffee")
     assert saved.blur_std is None
+    save_png(path, torch.zeros(3, 4, 4), settings_of(noise_told=False))
+    assert read_settings(str(path)).request.noise_sigma is None  # what was assumed is no choice
     save_png(path, torch.zeros(3, 4, 4), settings_of(blur_std=2))
     assert read_settings(str(path)).blur_std == 2.0
 

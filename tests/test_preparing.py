@@ -68,7 +68,7 @@ def test_a_photo_of_49_megapixels_is_taken_in_with_little_memory(
     Image.new("L", (7000, 7000)).save(photo, compress_level=1)
     given = page.given(photo, "inpainting_free", source)
     shown = page.preparing.show(given, VISIT)
-    page.preparing.noise(given)
+    page.preparing.leave_strength(given)
     page.preparing.blank_canvas(given)
     assert not any("megapixels" in str(each) for each in shown.values())
     assert peak() < 600 * 2**20
@@ -135,7 +135,7 @@ def test_noise_and_blur_of_settings_used_again_are_not_overwritten_by_their_phot
     page: Page, noisy: Path, tmp_path: Path
 ) -> None:
     noise, blur = page.settings.noise_sigma, page.settings.blur_std
-    waiting = page.tools.noise_given
+    waiting = page.tools.strength_given
     request = RestorationRequest(
         *("gaussian_blur", torch.zeros(1, 3, 64, 64)),
         preset="quick",
@@ -150,12 +150,16 @@ def test_noise_and_blur_of_settings_used_again_are_not_overwritten_by_their_phot
     assert reused[waiting] == ("gaussian_blur", DEGRADED)
 
     given = {**page.given(noisy, "gaussian_blur", DEGRADED), waiting: reused[waiting]}
-    assert page.preparing.noise(given) == {noise: gr.skip(), blur: gr.skip(), waiting: None}
+    assert page.preparing.leave_strength(given) == {
+        noise: gr.skip(),
+        blur: gr.skip(),
+        waiting: None,
+    }
     for changed in ({waiting: None}, {page.settings.task: "jpeg_q10"}):
-        another = page.preparing.noise({**given, **changed})
-        assert another == {noise: pytest.approx(0.1, abs=0.02), blur: None, waiting: None}
+        another = page.preparing.leave_strength({**given, **changed})
+        assert another == {noise: None, blur: None, waiting: None}
     coffee = {**given, page.tools.example: "coffee 1"}
-    assert page.preparing.choose_example(coffee)[noise] == 0.01  # the damage's
+    assert page.preparing.choose_example(coffee)[noise] is None  # the damage's
     coffee[waiting] = ("gaussian_blur", CLEAN)
     assert page.preparing.choose_example(coffee)[noise] == gr.skip()
 
@@ -164,7 +168,7 @@ def test_a_result_that_is_gone_is_not_taken_for_the_photo(page: Page, tmp_path: 
     photo, result = tmp_path / "photo.png", tmp_path / "result.png"
     for path in (photo, result):
         save_png(path, torch.zeros(3, 8, 8))
-    waiting, download = page.tools.noise_given, page.outputs.download
+    waiting, download = page.tools.strength_given, page.outputs.download
     given = {
         **page.given(photo, "gaussian_blur", CLEAN),
         waiting: ("gaussian_blur", DEGRADED),  # of settings that another photo was to follow
@@ -172,7 +176,7 @@ def test_a_result_that_is_gone_is_not_taken_for_the_photo(page: Page, tmp_path: 
     }
     taken = page.preparing.go_on(given)
     assert (taken[page.settings.photo], taken[page.settings.source]) == (str(result), DEGRADED)
-    assert taken[page.settings.noise_sigma] == 0
+    assert taken[page.settings.noise_sigma] is None
     result.unlink()
     for gone in (str(result), None):
         with pytest.raises(gr.Error, match="kept for 4 hours only: restore it again"):
@@ -218,13 +222,10 @@ def test_what_is_wrong_with_a_photo_is_found_out(
         save_png(path, picture)
         return page.preparing.find_out(page.given(path, "inpainting_box", CLEAN, prior=prior))
 
-    for picture, task, noise in (
-        (speckled(clean), "denoising", 0.05),
-        (blurred(clean, 3), "gaussian_blur", 0),
-    ):
+    for picture, task in ((speckled(clean), "denoising"), (blurred(clean, 3), "gaussian_blur")):
         chosen = find_out(picture)
         assert (chosen[fields.task], chosen[fields.source]) == (task, DEGRADED)
-        assert chosen[fields.noise_sigma] == pytest.approx(noise, abs=0.01)
+        assert chosen[fields.noise_sigma] is None and chosen[fields.blur_std] is None
         assert TASKS[task].title in told.pop()
     with pytest.raises(gr.Error, match="shows denoising, for which this image model has no"):
         find_out(speckled(clean), prior="sd15")
@@ -235,6 +236,19 @@ def test_what_is_wrong_with_a_photo_is_found_out(
         with pytest.raises(gr.Error, match=why):
             page.preparing.find_out(page.given(gone, "gaussian_blur", DEGRADED))
     assert told == []
+
+
+def test_what_the_page_does_not_offer_or_has_no_more_is_told(page: Page, tmp_path: Path) -> None:
+    given = page.given(tmp_path / "gone.png", "inpainting_free", DEGRADED)
+    given |= {page.settings.canvas: None, page.settings.mask_file: str(tmp_path / "mask.png")}
+    preparing = page.preparing
+    for handler in (preparing.find_scratches, preparing.load_mask, preparing.invert_mask):
+        with pytest.raises(gr.Error, match="choose it again"):
+            handler(given)
+        with pytest.raises(gr.Error, match="Choose a photo"):
+            handler({**given, page.settings.photo: None})
+    with pytest.raises(gr.Error, match="choose one of astronaut"):  # all of skimage's has a name
+        preparing.choose_example({**given, page.tools.example: "binary_blobs 1"})
 
 
 def test_a_photo_is_looked_at_once_for_all_choices(
@@ -289,12 +303,11 @@ def test_another_prior_offers_its_own_tasks(
     monkeypatch.setattr(page.models, "restorer", lambda _: None)
     fields = page.settings
     kept = page.preparing.choose_prior(page.given(None, "jpeg_q10", CLEAN, prior="sd15"))
-    assert told == [] and kept[fields.noise_sigma] == gr.skip()
+    assert told == []
     names = [name for _, name in kept[fields.task].choices]
     assert "jpeg_q10" in names and "denoising" not in names
     changed = page.preparing.choose_prior(page.given(None, "denoising", CLEAN, prior="sd15"))
     assert changed[fields.task].value == names[0]
-    assert changed[fields.noise_sigma] == TASKS[names[0]].degradation.noise_sigma
     assert "no operator for that damage" in told[0]
 
 
@@ -312,7 +325,6 @@ def test_an_operator_brings_its_task_and_an_effort_it_takes(
     assert page.preparing.choose_operator(given(AUTOMATIC, CLEAN)) == {fields.task: gr.skip()}
     monkeypatch.setattr(page.models, "added", lambda _: replace(here, reads_features=True))
     chosen = page.preparing.choose_operator(given(here.name, CLEAN))
-    assert chosen[fields.noise_sigma] == TASKS["jpeg_q10"].degradation.noise_sigma
     assert chosen[fields.preset] == "balanced"
     assert chosen[fields.steps] == PRESETS["balanced"].steps
 
@@ -332,15 +344,15 @@ def test_an_operator_that_is_fetched_is_chosen_whatever_the_photo_is_by_then(
 
 
 @pytest.mark.parametrize(
-    ("described", "noise"),
+    "described",
     [
-        ({"kind": "inpainting_box", "noise_sigma": 0.07}, 0.07),
-        ({"kind": "gaussian_blur", "parameters": {"std": 9.0}, "noise_sigma": 0.02}, 0.02),
-        ({"kind": "function", "parameters": {"name": "lens", "sha256": "0" * 64}}, 0.01),
+        {"kind": "inpainting_box", "noise_sigma": 0.07},
+        {"kind": "gaussian_blur", "parameters": {"std": 9.0}, "noise_sigma": 0.02},
+        {"kind": "function", "parameters": {"name": "lens", "sha256": "0" * 64}},
     ],
 )
 def test_a_task_of_ones_own_is_shown_as_its_operator_says(
-    page: Page, noisy: Path, tmp_path: Path, described: dict[str, Any], noise: float
+    page: Page, noisy: Path, tmp_path: Path, described: dict[str, Any]
 ) -> None:
     operator = CompactCNN(latent_channels=8, width=8, blocks=1, groups=4)
     operator.metadata = {"task": "old_lens", "degradation": described, "prior": EMBEDDED_NAME}
@@ -349,7 +361,6 @@ def test_a_task_of_ones_own_is_shown_as_its_operator_says(
 
     clean, degraded = (page.given(noisy, "old_lens", each, lens) for each in (CLEAN, DEGRADED))
     shown = page.preparing.show(clean, VISIT)
-    assert page.preparing.noise(clean)[page.settings.noise_sigma] == noise
     if described["kind"] == "function":
         assert "does not run" in shown[page.outputs.status]
     else:

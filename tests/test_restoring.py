@@ -12,6 +12,7 @@ from PIL import Image
 
 from silo import measured as measuring
 from silo.devices import pick_device
+from silo.errors import CannotSave
 from silo.measured import take_measurement
 from silo.prior import LatentPrior
 from silo.prior_files import EMBEDDED_NAME
@@ -123,7 +124,24 @@ def test_what_does_not_fit_is_told_in_the_words_of_the_page(
 
     monkeypatch.setattr("silo.restorer.Restorer.reads_features", lambda *_: True)
     features = told(filled_in(page, photo, "gaussian_blur", DEGRADED))
-    assert "choose Balanced or Paper" in features
+    assert "choose balanced or paper" in features
+
+
+def test_a_result_that_cannot_be_kept_is_told(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise CannotSave("a.png: cannot be written (no space left)")
+
+    prior = LatentPrior.load(EMBEDDED_NAME)
+    page = Page(lambda _: prior)
+    restore = handlers(page, page.models).restore
+    given = filled_in(page, photo, "denoising", DEGRADED, steps=1)
+    monkeypatch.setattr(restoring, "save_result", full)
+    last: dict[Any, Any] = {}
+    with pytest.raises(gr.Error, match="no space left"):
+        for shown in restore({**given, page.outputs.clicks: 1}, gr.Request(session_hash="v")):
+            last = shown
+    assert "no space left" in last[page.outputs.status]
+    assert "<progress" not in last[page.outputs.status]
 
 
 def test_a_photo_is_measured_once(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,7 @@ from gradio.events import Dependency
 from PIL.Image import Image
 
 from silo.caption import Captioner
-from silo.errors import SiloError
-from silo.ui.errors import one_sentence
+from silo.ui.errors import errors_shown
 from silo.ui.fetching import shown_by
 from silo.ui.inputs import Settings
 from silo.ui.mask_painter import view_file
@@ -26,18 +25,14 @@ def describer(
 
     @spaces.GPU(duration=GPU_SECONDS)
     def caption(photo: Image) -> str:
-        try:
+        with errors_shown():
             return captioner_factory().describe(photo)
-        except SiloError as error:
-            raise one_sentence(error) from error
 
     def describe(given: dict[Any, Any], progress: gr.Progress = PROGRESS) -> str:
-        try:
+        with errors_shown():
             photo, _ = view_file(fields.photo_file(given))
             with shown_by(progress):  # ahead of the GPU's time, which gigabytes would outlast
                 captioner_factory().fetch()
-        except SiloError as error:
-            raise one_sentence(error) from error
         return caption(photo)
 
     return describe

@@ -2,6 +2,8 @@
 
 import html
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import gradio as gr
 
@@ -9,6 +11,15 @@ from operators.errors import OperatorError
 from silo.errors import SiloError
 
 LONGEST = 400  # characters
+
+
+@contextmanager
+def errors_shown() -> Iterator[None]:
+    """Let the page show errors of the library: raise them as `one_sentence` tells them."""
+    try:
+        yield
+    except (SiloError, OperatorError) as error:
+        raise one_sentence(error) from error
 
 
 def one_sentence(error: SiloError | OperatorError) -> gr.Error:

@@ -22,14 +22,13 @@ from silo.ui.wording import preset_choices, task_choices
 
 DEGRADED, CLEAN = "degraded", "clean"  # what the person's photo is
 MAX_FAITHFULNESS = 4.0
-MAX_NOISE = 0.5
 MAX_GUIDANCE = 15.0
 MAX_VARIANTS = 4
 # A number without a value (gradio 6.31) becomes 0 where its panel is opened first.
-EMPTY_AT_FIRST = """(value) => {
-  if (window.advancedOpened) return value;
+EMPTY_AT_FIRST = """(...values) => {
+  if (window.advancedOpened) return values;
   window.advancedOpened = true;
-  return null;
+  return values.map(() => null);
 }"""
 
 
@@ -45,7 +44,7 @@ class Settings:
     preset: gr.Radio
     faithfulness: gr.Slider
     steps: gr.Slider
-    noise_sigma: gr.Slider
+    noise_sigma: gr.Number
     blur_std: gr.Number
     prompt: gr.Textbox
     negative_prompt: gr.Textbox
@@ -82,7 +81,7 @@ class Settings:
 
     def of_operator(self) -> list[Any]:
         """Return the fields that the choice of an operator sets."""
-        return [self.task, self.noise_sigma, self.preset, self.steps]
+        return [self.task, self.preset, self.steps]
 
     def of_time(self) -> list[Any]:
         """Return the fields, beside the preset, that decide how long a restoration takes."""
@@ -100,8 +99,8 @@ class Tools:
         find_out: sets the damage to what the photo shows.
         find_scratches: paints the scratches that it shows.
         example: the example that was clicked, and how many clicks there were.
-        noise_given: of this visitor: the task and source whose noise level settings used again
-            gave, until the next photo; else None.
+        strength_given: of this visitor: the task and source whose noise and blur settings used
+            again gave, until the next photo; else None.
     """
 
     examples: list[gr.Button]
@@ -116,7 +115,7 @@ class Tools:
     offered: gr.Dropdown
     operator_id: gr.Textbox
     add_operator: gr.Button
-    noise_given: gr.State
+    strength_given: gr.State
 
 
 def lay_out(models: Models) -> tuple[Settings, Tools]:
@@ -159,13 +158,13 @@ def lay_out(models: Models) -> tuple[Settings, Tools]:
         steps = gr.Slider(
             1, MAX_STEPS, PRESETS["quick"].steps, step=1, label="Steps", elem_id="steps"
         )
-        noise_sigma = gr.Slider(
-            0,
-            MAX_NOISE,
-            next(iter(TASKS.values())).degradation.noise_sigma,
-            step=0.005,
+        noise_sigma = gr.Number(
             label="Noise in the damaged photo (standard deviation; white is 1)",
-            info="Estimated if the photo is already damaged.",
+            info="Left empty, what the photo shows, or what the damage adds to it.",
+            placeholder="estimated",
+            minimum=0,
+            maximum=1,
+            step=0.005,
             elem_id="noise",
         )
         blur_std = gr.Number(
@@ -228,8 +227,8 @@ def lay_out(models: Models) -> tuple[Settings, Tools]:
         add_operator = gr.Button("Check and add", size="sm", elem_id="add-operator")
     advanced.expand(
         None,
-        blur_std,
-        blur_std,
+        [noise_sigma, blur_std],
+        [noise_sigma, blur_std],
         js=EMPTY_AT_FIRST,
         queue=False,
         show_progress="hidden",

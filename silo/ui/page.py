@@ -95,7 +95,7 @@ def _wire_slow(
     drop(found, [fields.photo.change, fields.task.input, fields.source.input])
     painted = tools.find_scratches.click(
         preparing.find_scratches,
-        [fields.canvas, fields.photo],
+        {fields.canvas, fields.photo},
         fields.canvas,
         show_progress_on=tools.find_scratches,
         api_visibility="private",
@@ -118,7 +118,7 @@ def _wire_slow(
 
 def _of_photo(fields: inputs.Settings, tools: inputs.Tools) -> list[Any]:
     """Return what is set with a photo, or with what is wrong with it."""
-    return [fields.source, fields.noise_sigma, fields.blur_std, tools.noise_given]
+    return [fields.source, fields.noise_sigma, fields.blur_std, tools.strength_given]
 
 
 def _wire_photo(
@@ -133,7 +133,7 @@ def _wire_photo(
         button.click(None, tools.example, tools.example, js=click, **AT_ONCE)
     tools.example.change(
         preparing.choose_example,
-        {*damage, tools.noise_given, tools.example},
+        {*damage, tools.strength_given, tools.example},
         taken,
         **LAST,
         **QUIET,
@@ -150,11 +150,11 @@ def _wire_photo(
     # It draws when visible.
     changed.then(preparing.blank_canvas, damage, fields.canvas, **LAST, **QUIET)
     # `input`, not `change`: only a person's choice may overwrite what stands in these fields.
-    gr.on(  # one handler, lest the estimate for a large photo come after what was chosen since
+    gr.on(
         [fields.photo.upload, fields.task.input, fields.source.input],
-        preparing.noise,
-        {*damage, tools.noise_given},
-        [fields.noise_sigma, fields.blur_std, tools.noise_given],
+        preparing.leave_strength,
+        {*damage, tools.strength_given},
+        [fields.noise_sigma, fields.blur_std, tools.strength_given],
         **LAST,
         **QUIET,
     )
@@ -163,9 +163,9 @@ def _wire_photo(
 
 def _wire_mask(preparing: Preparing, fields: inputs.Settings, tools: inputs.Tools) -> None:
     fields.mask_file.upload(
-        preparing.load_mask, [fields.mask_file, fields.photo], fields.canvas, **QUIET
+        preparing.load_mask, {fields.mask_file, fields.photo}, fields.canvas, **QUIET
     )
-    tools.invert.click(preparing.invert_mask, [fields.canvas, fields.photo], fields.canvas, **QUIET)
+    tools.invert.click(preparing.invert_mask, {fields.canvas, fields.photo}, fields.canvas, **QUIET)
 
 
 def _wire_settings(preparing: Preparing, fields: inputs.Settings, tools: inputs.Tools) -> None:
@@ -182,7 +182,7 @@ def _wire_settings(preparing: Preparing, fields: inputs.Settings, tools: inputs.
             *(fields.task, fields.source, fields.preset, fields.faithfulness, fields.steps),
             *(fields.noise_sigma, fields.blur_std, fields.prompt, fields.negative_prompt),
             fields.guidance_scale,
-            *(fields.samples, fields.seed, fields.prior, fields.operator, tools.noise_given),
+            *(fields.samples, fields.seed, fields.prior, fields.operator, tools.strength_given),
         ],
         show_progress_on=tools.saved,  # the prior may have to be loaded
         api_visibility="private",
@@ -194,7 +194,7 @@ def _wire_models(preparing: Preparing, fields: inputs.Settings) -> None:
     fields.prior.input(
         preparing.choose_prior,
         damage,
-        [fields.task, fields.noise_sigma],
+        fields.task,
         show_progress_on=fields.prior,
         api_visibility="private",
         concurrency_limit=1,

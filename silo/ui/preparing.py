@@ -14,15 +14,14 @@ from silo.decoding import read_header
 from silo.diagnosis import diagnose
 from silo.errors import BadRequest, SiloError, Unrestorable
 from silo.measured import Measured, take_measurement
-from silo.noise import estimate_camera_noise, estimate_noise
 from silo.request import PRESETS, RestorationRequest, comes_blurred
 from silo.ui import mask_painter
 from silo.ui.adding import Adding
 from silo.ui.cache import KEPT_HOURS, keep
-from silo.ui.errors import one_sentence, sentence
+from silo.ui.errors import errors_shown, sentence
 from silo.ui.examples import example_photo
 from silo.ui.fetching import shown_by
-from silo.ui.inputs import CLEAN, DEGRADED, MAX_NOISE, Settings, Tools
+from silo.ui.inputs import CLEAN, DEGRADED, Settings, Tools
 from silo.ui.mask_painter import view, view_file, wants_mask
 from silo.ui.models import AUTOMATIC, Models, check_simulated, own_degradation
 from silo.ui.outputs import Outputs
@@ -31,7 +30,6 @@ from silo.ui.saved_settings import SavedSettings, read_settings
 from silo.ui.wording import paragraphs, task_choices
 
 PROGRESS = gr.Progress()  # gradio puts one of its own in its place
-NOISE_STEP = 0.005  # of the slider
 ENLARGING = "super_resolution"
 MAX_DIAGNOSED = 100  # photos whose damage is remembered
 LOOKS = "It looks more like another choice: {}."
@@ -84,6 +82,7 @@ class Preparing:
                         shown = view(measured.output_size)
                     elif max(shown.size) == max(read_header(given[fields.photo]).size):
                         # Of a photo that is shown smaller, blur, noise and blocks are not seen.
+                        notices += [] if measured.found is None else [measured.found]
                         notices += self._doubts(measured, task, given)
         except (SiloError, OperatorError) as error:
             notices = [sentence(error)]
@@ -105,7 +104,7 @@ class Preparing:
     def find_out(self, given: dict[Any, Any]) -> dict[Any, Any]:
         """Choose the damage that a photo shows."""
         fields = self._settings
-        try:
+        with errors_shown():
             task = _diagnosed(fields.photo_file(given))
             if task is None:
                 raise Unrestorable(NOTHING_FOUND)
@@ -114,24 +113,20 @@ class Preparing:
                     f"It shows {task.replace('_', ' ')}, for which this image model has no "
                     "operator: add one, or choose another image model, under Advanced."
                 )
-        except (SiloError, OperatorError) as error:
-            raise one_sentence(error) from error
         gr.Info(f"Chosen by what it shows: {TASKS[task].title}.")
         chosen = {fields.task: task, fields.source: DEGRADED}
-        return {**chosen, **self.noise({**given, **chosen, self._tools.noise_given: None})}
+        given = {**given, **chosen, self._tools.strength_given: None}
+        return {**chosen, **self.leave_strength(given)}
 
-    def noise(self, given: dict[Any, Any]) -> dict[Any, Any]:
-        """Suggest a noise level, and leave blur to be estimated.
+    def leave_strength(self, given: dict[Any, Any]) -> dict[Any, Any]:
+        """Leave noise and blur to be estimated, of a clean photo to the damage that is chosen.
 
         Unless settings used again gave them for this damage: their photo comes after them.
         """
-        fields, noise_given = self._settings, self._tools.noise_given
-        kept = given[noise_given] == (given[fields.task], given[fields.source])
-        return {
-            fields.noise_sigma: gr.skip() if kept else self._noise_level(given),
-            fields.blur_std: gr.skip() if kept else None,
-            noise_given: None,
-        }
+        fields, strength_given = self._settings, self._tools.strength_given
+        kept = given[strength_given] == (given[fields.task], given[fields.source])
+        left = gr.skip() if kept else None
+        return {fields.noise_sigma: left, fields.blur_std: left, strength_given: None}
 
     def blank_canvas(self, given: dict[Any, Any]) -> dict[str, Any] | None:
         """The photo to paint on; none where there is no hole to mark or, as `show` tells, photo."""
@@ -144,57 +139,54 @@ class Preparing:
         except (SiloError, OperatorError):
             return None
 
-    def find_scratches(self, canvas: dict[str, Any] | None, photo: str) -> dict[str, Any]:
+    def find_scratches(self, given: dict[Any, Any]) -> dict[str, Any]:
         """Paint the scratches that the photo shows, beside what is painted already."""
-        folder = self._settings.canvas.GRADIO_CACHE
-        try:
-            painted = mask_painter.paint_scratches(canvas, photo, folder)
-        except SiloError as error:
-            raise one_sentence(error) from error
+        fields, canvas = self._settings, self._settings.canvas
+        with errors_shown():
+            photo = fields.photo_file(given)
+            painted = mask_painter.paint_scratches(given[canvas], photo, canvas.GRADIO_CACHE)
         gr.Info("Check what is painted: paint what is missing, and black over what is whole.")
         return painted
 
-    def load_mask(self, path: str, photo: str) -> dict[str, Any]:
+    def load_mask(self, given: dict[Any, Any]) -> dict[str, Any]:
         """Paint a mask file."""
-        try:
-            return mask_painter.paint_mask_file(path, photo, self._settings.canvas.GRADIO_CACHE)
-        except SiloError as error:
-            raise one_sentence(error) from error
+        fields, folder = self._settings, self._settings.canvas.GRADIO_CACHE
+        with errors_shown():
+            photo = fields.photo_file(given)
+            return mask_painter.paint_mask_file(given[fields.mask_file], photo, folder)
 
-    def invert_mask(self, canvas: dict[str, Any] | None, photo: str) -> dict[str, Any]:
+    def invert_mask(self, given: dict[Any, Any]) -> dict[str, Any]:
         """Paint what is free, and free what is painted."""
-        try:
-            return mask_painter.invert(canvas, photo, self._settings.canvas.GRADIO_CACHE)
-        except SiloError as error:
-            raise one_sentence(error) from error
+        fields, canvas = self._settings, self._settings.canvas
+        with errors_shown():
+            photo = fields.photo_file(given)
+            return mask_painter.invert(given[canvas], photo, canvas.GRADIO_CACHE)
 
     def choose_example(self, given: dict[Any, Any]) -> dict[Any, Any]:
-        """Take an example: the file, that it is clean, and the noise that the task adds."""
+        """Take an example: the file, and that it is clean."""
         fields, name = self._settings, given[self._tools.example].split(" ")[0]
-        try:
+        with errors_shown():
             prior = self._models.restorer(given[fields.prior]).prior
-        except SiloError as error:
-            raise one_sentence(error) from error
-        example = example_photo(name, prior.native_size)
+            example = example_photo(name, prior.native_size)
         path = keep(example, fields.photo.GRADIO_CACHE, name)
         chosen = {fields.photo: path, fields.source: CLEAN}
-        return {**chosen, **self.noise({**given, **chosen})}
+        return {**chosen, **self.leave_strength({**given, **chosen})}
 
     def go_on(self, given: dict[Any, Any]) -> dict[Any, Any]:
         """Take the result that is shown for the photo: something else may be wrong with it."""
         fields, path = self._settings, given[self._outputs.download]
-        if path is None or not Path(path).is_file():
-            raise one_sentence(
-                BadRequest(f"Results are kept for {KEPT_HOURS} hours only: restore it again.")
-            )
+        with errors_shown():
+            if path is None or not Path(path).is_file():
+                raise BadRequest(f"Results are kept for {KEPT_HOURS} hours only: restore it again.")
         chosen = {fields.photo: path, fields.source: DEGRADED}
         gr.Info("The result is the photo now. Say what else is wrong with it.")
-        return {**chosen, **self.noise({**given, **chosen, self._tools.noise_given: None})}
+        given = {**given, **chosen, self._tools.strength_given: None}
+        return {**chosen, **self.leave_strength(given)}
 
     def reuse(self, path: str) -> dict[Any, Any]:
         """Fill the fields in with the settings that an earlier result carries."""
         fields = self._settings
-        try:
+        with errors_shown():
             saved = read_settings(path)
             request = saved.request
             preset = _preset_of(request)
@@ -208,15 +200,13 @@ class Preparing:
             )
             prior, operator, missing = self._weights(saved, usual)
             here = self._models.restorer(prior, operator).parameters(usual)
-        except (SiloError, OperatorError) as error:
-            raise one_sentence(error) from error
         assert request.eta is not None, "read_settings asks for it"
         values = {
             fields.source: CLEAN if saved.simulate else DEGRADED,
             fields.preset: preset,
             fields.faithfulness: round(request.eta / here["eta"], 6),
             fields.steps: request.effective_steps,
-            fields.noise_sigma: request.effective_noise_sigma,
+            fields.noise_sigma: request.noise_sigma,
             fields.blur_std: saved.blur_std,
             fields.prompt: request.prompt,
             fields.negative_prompt: request.negative_prompt,
@@ -249,7 +239,7 @@ class Preparing:
             fields.task: gr.Dropdown(tasks, value=request.task),
             fields.prior: gr.Dropdown(self._models.priors(), value=prior),
             fields.operator: gr.Dropdown(self._models.operators(), value=operator),
-            self._tools.noise_given: (request.task, values[fields.source]),
+            self._tools.strength_given: (request.task, values[fields.source]),
         }
 
     def _weights(
@@ -272,31 +262,23 @@ class Preparing:
     ) -> dict[Any, Any]:
         """Load a prior, fetched first where it is not here, and offer the tasks it has."""
         fields = self._settings
-        try:
+        with errors_shown():
             with shown_by(progress):
                 self._models.restorer(given[fields.prior])
-        except SiloError as error:
-            raise one_sentence(error) from error
         choices = task_choices(self._models.tasks(given[fields.prior]))
         task = given[fields.task]
         if not choices or task in (name for _, name in choices):
-            return {fields.task: gr.Dropdown(choices), fields.noise_sigma: gr.skip()}
-        other = choices[0][1]
+            return {fields.task: gr.Dropdown(choices)}
         gr.Info("There is no operator for that damage here: another damage is chosen.")
-        return {
-            fields.task: gr.Dropdown(choices, value=other),
-            fields.noise_sigma: self._noise_level({**given, fields.task: other}),
-        }
+        return {fields.task: gr.Dropdown(choices, value=choices[0][1])}
 
     def choose_operator(self, given: dict[Any, Any]) -> dict[Any, Any]:
-        """Choose the task of an operator, its noise, and an effort that its kind takes."""
+        """Choose the task of an operator, and an effort that its kind takes."""
         fields = self._settings
         operator = self._models.added(given[fields.operator])
         if operator is None:
             return {fields.task: gr.skip()}
         suited: dict[Any, Any] = {fields.task: operator.task}
-        if given[fields.source] == CLEAN:
-            suited[fields.noise_sigma] = self._noise_level({**given, **suited})
         if operator.reads_features:
             suited |= {fields.preset: "balanced", fields.steps: PRESETS["balanced"].steps}
         return suited
@@ -306,11 +288,9 @@ class Preparing:
     ) -> dict[Any, Any]:
         """Fetch and check an operator of the Hub, and choose it; then comes `choose_operator`."""
         fields = self._settings
-        try:
+        with errors_shown():
             with shown_by(progress):
                 added = self._adding.add(given[self._tools.operator_id])
-        except (SiloError, OperatorError) as error:
-            raise one_sentence(error) from error
         tasks = task_choices(self._models.tasks(given[fields.prior]) | {added.task})
         return {
             fields.operator: gr.Dropdown(self._models.operators(), value=added.name),
@@ -348,20 +328,6 @@ class Preparing:
         if found is not None and is_other and found in self._models.tasks(given[fields.prior]):
             return [*doubts, LOOKS.format(TASKS[found].title)]
         return [*doubts, SHOW_ME] if doubts else []
-
-    def _noise_level(self, given: dict[Any, Any]) -> Any:
-        """Return a degraded photo's own noise, or that of the damage to be simulated."""
-        fields = self._settings
-        try:
-            damage = self._task(given).degradation
-            if given[fields.source] == CLEAN or given[fields.photo] is None:
-                return damage.noise_sigma
-            photo, _ = images.load_rgb(given[fields.photo])
-            estimate = estimate_camera_noise if damage.kind == "denoising" else estimate_noise
-            level = estimate(photo)
-        except (SiloError, OperatorError):
-            return gr.skip()  # `show` tells what is wrong
-        return min(MAX_NOISE, round(level / NOISE_STEP) * NOISE_STEP)
 
     def _task(self, given: dict[Any, Any]) -> Task:
         fields = self._settings

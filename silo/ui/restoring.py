@@ -13,7 +13,6 @@ import gradio as gr
 import spaces
 
 from operators.catalog import TASKS
-from operators.errors import OperatorError
 from silo import images
 from silo.caption import Captioner
 from silo.decoding import read_header
@@ -22,7 +21,7 @@ from silo.errors import BadRequest, SiloError
 from silo.measured import LEAST_DRAFTED, Measured, take_measurement
 from silo.request import MAX_SEED, PRESETS, RestorationRequest, comes_blurred
 from silo.restorer import Finishing, Restorer, Result
-from silo.ui.errors import one_sentence
+from silo.ui.errors import errors_shown
 from silo.ui.inputs import CLEAN, DEGRADED, Settings
 from silo.ui.mask_painter import at_most, check_canvas, painted_mask, view, wants_mask
 from silo.ui.models import Models, check_simulated, own_degradation
@@ -63,6 +62,11 @@ def planned(request: RestorationRequest, restorer: Restorer) -> tuple[Run, Measu
     Raises:
         SiloError, OperatorError: the request cannot be carried out.
     """
+    if request.effective_sampler == "silo-fast" and restorer.reads_features(request.task):
+        raise BadRequest(
+            "This operator reads features of the image model, which the preset quick has no use "
+            "for: choose balanced or paper."
+        )
     parameters = restorer.parameters(request)
     measured = take_measurement(request, restorer.prior)  # before a GPU is asked for
     return Run(parameters, measured.output_size, request.effective_steps), measured
@@ -99,7 +103,7 @@ class Restoring:
         ) -> Iterator[Frame | Result]:
             captioner_factory().release_under_pressure()
             picture_due = 0.0
-            try:
+            with errors_shown():  # here, too: ZeroGPU has a process of its own
                 restorer = models.restorer(prior, operator)
                 restorer.prior.to(pick_device())  # which it waits for on ZeroGPU, see load_prior
                 for event in restorer.restore(request, measured):
@@ -118,21 +122,17 @@ class Restoring:
                         apart = (now - started) * (1 / PICTURE_SHARE - 1)
                         picture_due = now + max(PICTURE_PERIOD, apart)
                     yield Frame(event.step, event.total, event.seconds_left, estimate)
-            except (SiloError, OperatorError) as error:
-                raise one_sentence(error) from error
 
         self.frames = frames
 
     def restore(self, given: dict[Any, Any], visit: gr.Request) -> Iterator[dict[Any, Any]]:
         """Restore what the fields say; yields what to show."""
         outputs = self._outputs
-        try:
+        with errors_shown():
             chosen = given[self._settings.prior], given[self._settings.operator]
             restorer = self._models.restorer(*chosen)
             request = self._read(given, restorer)
             run, measured = planned(request, restorer)
-        except (SiloError, OperatorError) as error:
-            raise one_sentence(error) from error
         visitor, run.subject = visit.session_hash or "", self._settings.subject(given)
         with self.runs.begin(visitor, run):
             if not self.runs.show(visitor, given[outputs.clicks], run.subject):
@@ -145,29 +145,30 @@ class Restoring:
             }
             sampled, finishing = 0.0, 0.0  # after how many seconds; since when
             try:
-                for event in self.frames(request, measured, *chosen):
-                    if isinstance(event, Result):
-                        finished = self._finished(event, request)
-                        finished[outputs.status] += self._of_which(visitor, run)
-                        yield finished
-                        work = self._work(given, request.effective_sampler)
-                        steps = request.effective_steps * request.samples
-                        self._timing.note(work, restorer.prior.native_size, sampled / steps)
-                        since = time.monotonic() - finishing
-                        self._timing.note_finishing(work, since / request.samples)
-                        yield {self._settings.preset: self.presets(given)}
-                        continue
-                    if event.finishing is not None and event.finishing.sample == 1:
-                        sampled, finishing = event.finishing.seconds, time.monotonic()
-                    run.note(event)
-                    if run.stopping.is_set():
-                        run.kept = self._keep(run)
-                        yield self._stopped(visitor, run, run.kept)
-                        return
-                    shown: dict[Any, Any] = {outputs.status: event.to_html()}
-                    if event.picture is not None:
-                        shown[outputs.picture] = outputs.kept(at_most(event.picture))
-                    yield shown
+                with errors_shown():  # of keeping what came out
+                    for event in self.frames(request, measured, *chosen):
+                        if isinstance(event, Result):
+                            finished = self._finished(event, request)
+                            finished[outputs.status] += self._of_which(visitor, run)
+                            yield finished
+                            work = self._work(given, request.effective_sampler)
+                            steps = request.effective_steps * request.samples
+                            self._timing.note(work, restorer.prior.native_size, sampled / steps)
+                            since = time.monotonic() - finishing
+                            self._timing.note_finishing(work, since / request.samples)
+                            yield {self._settings.preset: self.presets(given)}
+                            continue
+                        if event.finishing is not None and event.finishing.sample == 1:
+                            sampled, finishing = event.finishing.seconds, time.monotonic()
+                        run.note(event)
+                        if run.stopping.is_set():
+                            run.kept = self._keep(run)
+                            yield self._stopped(visitor, run, run.kept)
+                            return
+                        shown: dict[Any, Any] = {outputs.status: event.to_html()}
+                        if event.picture is not None:
+                            shown[outputs.picture] = outputs.kept(at_most(event.picture))
+                        yield shown
             except gr.Error as error:  # its own message goes away: the step count must, too
                 yield {outputs.status: paragraphs(html.unescape(error.message))}
                 raise
@@ -189,7 +190,8 @@ class Restoring:
             return {outputs.status: paragraphs("Stopped before its first step ended.")}
         if run.ended.is_set() and run.kept is None:  # it came to its own end, which the page shows
             return {outputs.status: gr.skip()}
-        return self._stopped(visitor, run, run.kept or self._keep(run))
+        with errors_shown():
+            return self._stopped(visitor, run, run.kept or self._keep(run))
 
     def leave(self, visit: gr.Request) -> None:
         """End the run of a visitor who is gone, after its step."""
@@ -253,11 +255,6 @@ class Restoring:
             samples=given[fields.samples],
             seed=given[fields.seed],
         )
-        if request.effective_sampler == "silo-fast" and restorer.reads_features(task.name):
-            raise BadRequest(
-                "This operator reads features of the image model, which Quick has no use for: "
-                "choose Balanced or Paper."
-            )
         eta = restorer.parameters(request)["eta"]
         return replace(request, eta=given[fields.faithfulness] * eta)
 

@@ -103,6 +103,8 @@ def read_settings(path: str) -> SavedSettings:
     request = RestorationRequest(
         image=_PLACEHOLDER, simulate=True, degradation=degradation, **values
     )
+    if found.get("noise_told") is False:
+        request = replace(request, noise_sigma=None)
     if blur_std is not None:
         replace(request, simulate=simulate, blur_std=blur_std)  # checks it
     if found.get("keep_known") is False:

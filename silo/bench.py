@@ -378,7 +378,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="JSON in place of a table")
     return parser
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -49,6 +49,7 @@ from silo.evaluation.report import (
 )
 from silo.evaluation.search import search
 from silo.evaluation.sheets import contact_sheet
+from silo.folders import make_folder
 from silo.hub_dataset import fetch_dataset
 from silo.inception import Inception, find_inception
 from silo.own_degradation import load_degradation
@@ -74,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
         raise BadRequest(f"{bare[0]} has no caption: write it to {bare[0]}.txt beside the picture.")
     inception = find_inception()
     output: Path = arguments.out
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     bench = Bench(
         Store(output, Inception(inception) if inception else None),
         Record(output, rank),
@@ -121,6 +122,8 @@ def _plan(arguments: argparse.Namespace, protocol: Protocol | None) -> list[Sett
             eta=arguments.eta,
             seed=arguments.seed,
         )
+        if arguments.captions and arguments.prompt:
+            raise BadRequest("--captions takes the place of --prompt: leave one of them out.")
         return from_axes(
             overrides,
             noise_sigmas=arguments.noise_sigma or (),

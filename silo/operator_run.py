@@ -18,8 +18,9 @@ from operators.catalog import Task, published_prior_name
 from operators.convolutional import PaperCNN
 from operators.files import write_whole
 from operators.latent import LatentOperator
-from silo.errors import BadCheckpoint, BadRequest, CannotSave
+from silo.errors import BadCheckpoint, BadRequest
 from silo.example_picture import write_example
+from silo.folders import make_folder
 from silo.hub import CARD_NAME, EXAMPLE_NAME
 from silo.hub_dataset import HubDataset
 from silo.latent_cache import LatentCache, LatentPairs
@@ -281,13 +282,7 @@ class OperatorRun:
         if self.arguments.resume_from_checkpoint == "none":
             shutil.rmtree(self._working, ignore_errors=True)
         for folder in (self._working, self._latents_folder):
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise CannotSave(
-                    f"{folder} cannot be made ({error.strerror}): choose another --output_dir or "
-                    "--latent_cache_dir."
-                ) from error
+            make_folder(folder)
         path = self._working / RECORD_NAME
         if not path.is_file():
             write_whole(path, json.dumps(self._record(), indent=1).encode(), durable=True)

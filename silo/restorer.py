@@ -175,7 +175,9 @@ class Restorer:
         for count, picture in enumerate(decoded.split(1), 1):
             yield Finishing(count, request.samples, time.perf_counter() - started)
             finished.append(self._finished(measured, picture))
-        notices = list(self.prior.notices)
+        # What was given up for an earlier restoration may cost this one nothing.
+        elsewhere = {each.notice for each in DIFFERENTIATING if each not in rungs}
+        notices = [each for each in self.prior.notices if each not in elsewhere]
         if len(batches) > 1:
             notices.append(f"Memory ran out: the samples were made in {len(batches)} batches.")
         if problem.prompt.truncated:

@@ -29,6 +29,7 @@ from silo.data import Photo, iterate_photos, pictures_fingerprint
 from silo.devices import pick_device
 from silo.errors import BadRequest
 from silo.fingerprint import network_fingerprint
+from silo.folders import make_folder
 from silo.lpips import LPIPS, find_weights
 from silo.train_autoencoder import AutoencoderTraining, build_autoencoder, train_autoencoder
 from silo.train_denoiser import (
@@ -108,14 +109,15 @@ class PriorTraining:
         """Make sure that what `output` holds can be gone on with; writes nothing.
 
         Raises:
-            BadRequest: it began with another prior, or its later parts have other latents.
+            BadRequest: it began otherwise, or its later parts have other latents.
         """
         done = {part: checkpoints.steps_done(self.output / part) for part in PARTS}
         start = self.output / START_NAME
         if any(done.values()) and start.is_file() and json.loads(start.read_text()) != self._begun:
             raise BadRequest(
-                f"{self.output} holds checkpoints that began with another prior: give the same "
-                "--pretrained_model_name_or_path, or choose another --output_dir."
+                f"{self.output} holds checkpoints that began with another prior, seed or number of "
+                "latent channels: give the same --pretrained_model_name_or_path, --seed and "
+                "--latent_channels, or choose another --output_dir."
             )
         source = latents_source(self._cache)
         if (done["denoiser"] or done["decoder"]) and source and self._will_encode(source):
@@ -190,9 +192,13 @@ class PriorTraining:
         return self.output / "latents.safetensors"
 
     @cached_property
-    def _begun(self) -> dict[str, str] | None:
+    def _begun(self) -> dict[str, Any]:
         """What training begins with, as it is kept in `output`."""
-        return None if self.start is None else self.start.fingerprints()
+        return {
+            "prior": None if self.start is None else self.start.fingerprints(),
+            "latent_channels": self.joint.latent_channels,
+            "seed": self.joint.seed,
+        }
 
     def _will_encode(self, source: dict[str, str]) -> bool:
         """Whether latents of `source` are not those that the denoiser is to be trained on."""
@@ -247,7 +253,7 @@ def main(argv: list[str] | None = None) -> int:
     dtype = pick_training_dtype(device, arguments.mixed_precision)
     keep_freed_memory()
     output: Path = arguments.output_dir
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
 
     photos = list(iterate_photos(arguments.train_data_dir, "train", RESOLUTION))
     held_out = list(iterate_photos(arguments.train_data_dir, "held_out", RESOLUTION))
@@ -370,7 +376,3 @@ def _parser() -> argparse.ArgumentParser:
     add_mixed_precision(parser)
     add_run(parser)
     return parser
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

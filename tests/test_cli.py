@@ -459,6 +459,25 @@ def none_for_denoising(task: str, prior: str, channels: int) -> Path:
     return find_operator(task, prior, channels)
 
 
+def test_a_place_that_is_none_is_told_before_anything_is_loaded(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr("silo.prior.LatentPrior.load", lambda *_, **__: pytest.fail("too early"))
+    file = tmp_path / "file"
+    file.touch()
+    restoring = ["restore", str(photos / "p0.png"), "--task", "denoising"]
+    for call in (
+        [*restoring, "--out", str(file)],
+        [*restoring, "--out", str(file / "below" / "a.png")],
+        ["sample", "--out", str(file)],
+        ["evaluate", "--data", str(photos), "--split", "all", "--out", str(file)],
+        ["train-prior", "--train_data_dir", str(photos), "--output_dir", str(file)],
+    ):
+        assert main(call) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{file} is no folder that can be written to" in line
+
+
 def test_results_are_png_files(photos: Path, tmp_path: Path, capsys) -> None:
     arguments = [str(photos / "p0.png"), "--task", "denoising", "--out", str(tmp_path / "x.jpg")]
     for command in ("restore", "degrade"):

@@ -11,7 +11,9 @@ from packaging.requirements import Requirement
 from operators.convolutional import CompactCNN
 from silo.__main__ import main
 from silo.commands import deploy_space
+from silo.commands.deploy_space import SHELF
 from silo.errors import PushRefused
+from silo.hub import OPERATOR_FILES
 from silo.prior_files import HUB_PRIORS, WEIGHTS, HubPrior
 from tests.hub_server import File, Hub, fail
 
@@ -126,7 +128,17 @@ def test_what_must_not_be_published_is_not_deployed(tmp_path: Path, local_hub: H
     with pytest.raises(PushRefused, match="no licence"):
         deploy_space.space_files(root)
     shutil.rmtree(root / "operators" / "trained" / "official")
+    # Nor what was downloaded, perhaps with a token, and what else lies beside an operator.
+    operator.metadata = {"task": "jpeg_q10", "prior": "tiny"}
+    operator.save_pretrained(root / SHELF / "pulled")
+    record = root / SHELF / "pulled" / ".cache/huggingface/download/config.json.metadata"
+    record.parent.mkdir(parents=True)
+    record.write_text("c0ffee" * 6 + "c0ff\nabc\n0\n")
+    (root / SHELF / "jpeg_q10" / "notes.txt").write_text("mine")
     assert deploy_space.space_files(root).keys() == deploy_space.space_files(ROOT).keys()
+    operator.save_pretrained(root / SHELF / "trained_here")
+    new = deploy_space.space_files(root).keys() - deploy_space.space_files(ROOT).keys()
+    assert new == {f"operators/trained/trained_here/{name}" for name in OPERATOR_FILES[:2]}
     (root / "README.md").write_text("---\nsdk: docker\n---\n")
     with pytest.raises(PushRefused, match="sdk: gradio"):
         deploy_space.space_files(root)

@@ -520,7 +520,7 @@ def test_several_samples_have_a_diversity_and_columns_of_their_own(
         (["--protocol", "noise", "--tasks", "jpeg_q10"], "its tasks are super_resolution_x8"),
         (["--protocol", "autoencoder", "--search", "1"], "nothing to search"),
         (["--protocol", "ffhq", "--prompt", "a", "b"], "takes one --prompt"),
-        (["--samplers", "psld", "--tasks", "jpeg_q10"], "none of these samplers can do"),
+        (["--samplers", "psld", "--tasks", "jpeg_q10"], "samplers with a latent operator: leave"),
         (["--samplers", "silo-fast", "--operator", "readout"], "none of these samplers can do"),
         (["--steps-scale", "0"], "--steps-scale 0: set more than 0"),
         (["--steps", "0"], "--steps 0: set 1 to 1000"),
@@ -529,6 +529,8 @@ def test_several_samples_have_a_diversity_and_columns_of_their_own(
         (["--limit", "0"], "leaves nothing to evaluate"),
         (["--search", "-1"], "--search -1: set the number of pictures"),
         (["--captions"], "p0 has no caption"),
+        (["--captions", "--prompt", "a cat"], "takes the place of --prompt"),
+        (["--samplers", "ldps", "--eta", "2"], "samplers with a latent operator: leave them out"),
     ],
 )
 def test_what_does_not_go_together_is_named_before_anything_is_written(

@@ -69,6 +69,8 @@ def test_gradients_that_do_not_fit_are_checkpointed_once_and_for_all(
     assert len(result.notices) == 1 and "gradients" in result.notices[0]
     _, again = restored(tiny_prior, sampler="silo")
     assert again.notices == result.notices and again.nfe == STEPS  # no second attempt
+    _, other = restored(tiny_prior, sampler="silo-fast")  # takes no gradient through the denoiser
+    assert other.notices == []
 
 
 def test_a_late_failure_begins_the_samples_anew_with_the_same_noise(

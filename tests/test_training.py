@@ -340,6 +340,10 @@ def test_a_prior_is_not_trained_on_as_if_it_had_begun_with_another(
     start = StartingPrior(autoencoder, denoiser, tokenizer)
     with pytest.raises(BadRequest, match="began with another prior"):
         replace(prior_training, start=start).check()
+    for changed in ({"seed": 1}, {"latent_channels": 8}):
+        joint = replace(prior_training.joint, **changed)
+        with pytest.raises(BadRequest, match="another prior, seed or number of latent channels"):
+            replace(prior_training, joint=joint).check()
     prior_training.check()
     (prior_training.output / "other").mkdir()
     other = replace(prior_training, start=start, output=prior_training.output / "other")

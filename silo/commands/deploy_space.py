@@ -6,6 +6,7 @@ A Space that exists is updated: files that are gone here go there too.
 
 import argparse
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,17 +17,20 @@ from huggingface_hub import HfApi, RepoCard, SpaceHardware
 from huggingface_hub.errors import HfHubHTTPError
 
 from operators.catalog import shelf
+from operators.download_record import read_records
 from operators.latent import read_config
 from operators.pretrained import download_errors
 from silo.command_line import CommandParser
 from silo.errors import PushRefused
-from silo.hub import require_online
+from silo.hub import EXAMPLE_NAME, OPERATOR_FILES, require_online
 from silo.hub_commit import commit_files, explained, retried
 from silo.prior_files import EMBEDDED_NAME, HUB_PRIORS, needed_files
 
 ROOT = Path(__file__).parents[2]
 FILES = ("README.md", "app.py", "requirements.txt")
 FOLDERS = ("operators", "silo", "hub_cards")
+SHELF = Path("operators", "trained")
+PUBLISHED = (*OPERATOR_FILES, EXAMPLE_NAME)  # of an operator
 PRIOR_VARIABLE = "SILO_PRIOR"  # which app.py reads
 SPACE_TORCH = "torch>=2.8,<2.12"  # what ZeroGPU offers, up to 2.11
 
@@ -35,6 +39,8 @@ def main(argv: list[str]) -> int:
     """Create or update a Space; returns the exit code."""
     arguments = _parser().parse_args(argv)
     files = space_files(ROOT)
+    for name in _downloaded(ROOT):
+        print(f"{name} stays here: it was downloaded, and may not be public.", file=sys.stderr)
     require_online(f"deploy to {arguments.repo_id}")
     prior, hardware = _present(arguments.repo_id)
     prior, hardware = arguments.prior or prior, arguments.hardware or hardware
@@ -62,15 +68,22 @@ def main(argv: list[str]) -> int:
 def space_files(root: Path) -> dict[str, Path]:
     """What the Space needs of the repository in `root`, by path; no tests, no hidden files.
 
+    Of operators, those that came with the repository or were trained here, without what else lies
+    in their folders.
+
     Raises:
         PushRefused: the README's front matter is no Gradio Space's, or an operator on the shelf may
             not be published.
     """
     files = {name: root / name for name in FILES}
+    trained, downloaded = SHELF.parts, _downloaded(root)
     for folder in FOLDERS:
         for path in sorted((root / folder).rglob("*")):
             parts = path.relative_to(root).parts
             hidden = any(part.startswith(".") or part == "__pycache__" for part in parts)
+            if parts[: len(trained)] == trained and len(parts) > len(trained):
+                name, *within = parts[len(trained) :]
+                hidden |= name in downloaded or within not in [[each] for each in PUBLISHED]
             if path.is_file() and not hidden:
                 files["/".join(parts)] = path
     front = RepoCard.load(root / "README.md", ignore_metadata_errors=True).data.to_dict()
@@ -79,13 +92,18 @@ def space_files(root: Path) -> dict[str, Path]:
             f"the front matter of {root / 'README.md'} must name sdk: gradio and an app_file that "
             "is deployed: restore it"
         )
-    for entry in shelf(root / "operators" / "trained"):
+    for entry in shelf(root / SHELF):
         if "imported_from" in read_config(entry.folder).metadata:
             raise PushRefused(
                 f"{entry.folder} holds the paper authors' weights, which have no licence: move it "
                 "off the shelf before deploying"
             )
     return files
+
+
+def _downloaded(root: Path) -> set[str]:
+    """The folders of the shelf that hold what was downloaded."""
+    return {folder.name for folder in (root / SHELF).iterdir() if read_records(folder)}
 
 
 def _present(repo_id: str) -> tuple[str | None, str | None]:

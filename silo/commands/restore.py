@@ -32,6 +32,7 @@ from silo.errors import (
     OutOfMemory,
     Unrestorable,
 )
+from silo.folders import make_folder, require_place
 from silo.images import load_image, read_parameters, save_png, to_pil
 from silo.lpips import find_weights
 from silo.masks import load_mask
@@ -86,6 +87,8 @@ def main(argv: list[str]) -> int:
     outputs = plan_outputs(
         arguments.inputs, pictures, arguments.out, samples=arguments.samples, mask=arguments.mask
     )
+    for folder in {paths[0].parent for paths in outputs}:
+        require_place(folder)
     keep_freed_memory()
     shared = _load(arguments)
     failures = []
@@ -178,7 +181,7 @@ def _restore_one(
         result = None
     else:
         result = _run(restorer, request, title)
-        paths[0].parent.mkdir(parents=True, exist_ok=True)
+        make_folder(paths[0].parent)
         for path, image in zip(paths, result.image_by_image(), strict=True):
             save_png(path, image, record)
         notices += result.notices

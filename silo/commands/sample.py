@@ -18,6 +18,7 @@ from silo.command_line import CommandParser
 from silo.data import SPLITS, PhotoFile, center_crop, list_photos
 from silo.devices import pick_device, pick_dtype
 from silo.errors import BadRequest
+from silo.folders import make_folder, require_place
 from silo.images import save_png, to_pil
 from silo.inception import Inception, find_inception
 from silo.metrics import frechet_distance, kernel_distance
@@ -32,6 +33,7 @@ GRID, CELL, GAP = 4, 192, 4  # pictures a side; pixels
 def main(argv: list[str]) -> int:
     """Draw, and compare with photos where they are named; returns the exit code."""
     arguments = _parser().parse_args(argv)
+    require_place(arguments.out)
     if arguments.number < 1:
         raise BadRequest("--number must be at least 1.")
     weights = find_inception()
@@ -51,7 +53,7 @@ def main(argv: list[str]) -> int:
     network = Inception(weights) if photos and weights is not None else None
     # Before anything is drawn: one of the photos may be damaged.
     theirs = None if network is None else _features(network, photos, prior.native_size)
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    make_folder(arguments.out)
     shown: list[Tensor] = []
     ours: list[Tensor] = []
     for first in tqdm(range(0, arguments.number, BATCH), desc="drawing", unit="batch"):

@@ -101,9 +101,20 @@ def from_axes(
     A task of one's own, `own`, takes the place of the catalog's.
 
     Raises:
-        BadRequest: an unknown sampler, or nothing that any of the samplers can do.
+        BadRequest: an unknown sampler, nothing that any of the samplers can do, or a choice that
+            none of them has a use for.
         OperatorError: an unknown task.
     """
+    for sampler in overrides.samplers:
+        if sampler not in SAMPLERS:
+            raise BadRequest(f"there is no sampler {sampler!r}: use {', '.join(SAMPLERS)}.")
+    guides = overrides.operators or overrides.eta is not None or clamp is not None
+    if guides and not any(SAMPLERS[sampler].needs_operator for sampler in overrides.samplers):
+        raise BadRequest(
+            "an operator, eta and clamp are for samplers with a latent operator: leave them out, "
+            "or add one of "
+            f"{', '.join(name for name, each in SAMPLERS.items() if each.needs_operator)}."
+        )
     settings = []
     tasks = overrides.tasks if own is None else [own.name]
     combinations = product(
@@ -112,8 +123,6 @@ def from_axes(
     for task, noise_sigma, sampler, prompt, scale in combinations:
         if own is None:
             get_task(task)
-        if sampler not in SAMPLERS:
-            raise BadRequest(f"there is no sampler {sampler!r}: use {', '.join(SAMPLERS)}.")
         notes = []
         if len(guidance_scales) > 1:
             notes.append(f"CFG {scale:g}")

@@ -176,7 +176,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=ScratchTraining.steps, help=steps)
     add_run(parser)
     return parser
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

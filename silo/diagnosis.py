@@ -64,6 +64,6 @@ def require_task(photo: Tensor) -> str:
     if task is None:
         raise Unrestorable(
             "The photo is not small, and shows no blur, shake, noise or JPEG compression to speak "
-            "of: name the task, if there is one; holes and scratches have to be marked with a mask."
+            "of: name the task, if there is one; scratches, dust and creases are inpainting_free's."
         )
     return task

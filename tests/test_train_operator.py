@@ -424,7 +424,7 @@ def test_a_finished_run_goes_on_and_another_one_does_not_touch_it(
         (["--num_validation_images", "-1"], "0 or more"),
         (["--task", "super_resolution_x4", "inpainting_free", *PAPER_CNN], "reads no mask"),
         ([*PAPER_CNN, "--resolution", "64", "--num_validation_images", "1"], "at 128 pixels"),
-        (["--output_dir", __file__], "choose another --output_dir"),
+        (["--output_dir", __file__], "is no folder that can be written to"),
         (["--train_data_dir", "nowhere"], "nowhere"),
         (["--degradation", "nowhere.py:f"], "nowhere.py"),
         (["--task", "blur"], "gaussian_blur"),

@@ -35,8 +35,7 @@ MAX_DIAGNOSED = 100  # photos whose damage is remembered
 LOOKS = "It looks more like another choice: {}."
 SHOW_ME = "To see what a restoration can do, choose to damage it first."
 NOTHING_FOUND = (
-    "No damage was found. If there is some, choose it yourself; holes and scratches have to be "
-    "marked."
+    "No damage was found. If there is some, choose it yourself, as holes and scratches have to be."
 )
 
 

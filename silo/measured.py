@@ -15,7 +15,7 @@ from operators.pixel_operator import PixelOperator
 from silo import masks
 from silo.filling import keep_known
 from silo.images import Fit, fit, to_pil
-from silo.matching import Matched, has_unexplained, match
+from silo.matching import NOISE, Matched, has_unexplained, match
 from silo.noise import estimate_noise
 from silo.prior import LatentPrior
 from silo.request import RestorationRequest
@@ -29,6 +29,7 @@ LARGEST_SIDE_RATIO = 2
 SMALLEST_SIDE_RATIO = 0.5
 MOST_EXPLAINED = 16_000_000  # pixels of a picture; larger ones come back scaled up
 LEAST_DRAFTED = 0.5  # turned photos that are scaled down further have no draft
+TOLD_NOISE = 0.02  # less is not worth a sentence
 DOUBT = (
     "The photo has detail that this damage would have removed: it is damaged less, or differently, "
     "or was framed or written on later. The result is likely to be wrong."
@@ -168,7 +169,26 @@ class Measured:
 
     def notices(self) -> list[str]:
         """What a photo shows of its damage, in sentences for the user."""
-        return [*([] if self.found is None else [self.found]), *self.doubts()]
+        return [*self.findings(), *self.doubts()]
+
+    def findings(self) -> list[str]:
+        """What was found of a photo's damage, in sentences for the user."""
+        sentences = [] if self.found is None else [self.found]
+        if self._noise_beside is not None:
+            sentences.append(NOISE.format(self._noise_beside))
+        return sentences
+
+    @cached_property
+    def _noise_beside(self) -> float | None:
+        """A photo's noise that is taken away with other damage, if it is worth a sentence."""
+        kind = self.degradation.operator()
+        if self.clean is not None or not self.keep_known or not kind.linear or kind.needs_mask:
+            return None
+        if self.degradation.kind == "denoising":  # which `found` tells of
+            return None
+        came = self.original or Original(self.y, None, self.degradation)
+        noise = _white_noise(came.degradation, came.picture)
+        return noise if noise > max(TOLD_NOISE, came.degradation.noise_sigma) else None
 
     def doubts(self) -> list[str]:
         """What a photo shows against its having been damaged as is said; a sentence, or none."""

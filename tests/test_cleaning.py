@@ -129,6 +129,8 @@ def test_a_blurred_photo_may_be_noisy(prior: LatentPrior) -> None:
     before, after = psnr(came, clean).item(), psnr(result.images, clean).item()
     print(f"std {std}, noise 0.05: {before:.2f} dB before, {after:.2f} dB after")
     assert after > before + 2
+    (told,) = re.findall(r"Noise of (0\.\d+)", " ".join(result.notices))
+    assert float(told) == pytest.approx(0.05, abs=0.01)
 
 
 def test_colours_stay() -> None:

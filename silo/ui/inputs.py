@@ -160,7 +160,7 @@ def lay_out(models: Models) -> tuple[Settings, Tools]:
         )
         noise_sigma = gr.Number(
             label="Noise in the damaged photo (standard deviation; white is 1)",
-            info="Left empty, what the photo shows, or what the damage adds to it.",
+            info="Left empty: what the photo shows, or what the chosen damage adds.",
             placeholder="estimated",
             minimum=0,
             maximum=1,

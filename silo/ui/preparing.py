@@ -81,7 +81,7 @@ class Preparing:
                         shown = view(measured.output_size)
                     elif max(shown.size) == max(read_header(given[fields.photo]).size):
                         # Of a photo that is shown smaller, blur, noise and blocks are not seen.
-                        notices += [] if measured.found is None else [measured.found]
+                        notices += measured.findings()
                         notices += self._doubts(measured, task, given)
         except (SiloError, OperatorError) as error:
             notices = [sentence(error)]

@@ -29,7 +29,7 @@ PICTURE = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) *
 
 def restored(prior: LatentPrior, **settings: Any) -> tuple[list[Progress], Result]:
     request = RestorationRequest(
-        "gaussian_blur", PICTURE, blur_std=3, steps=STEPS, seed=3, **settings
+        "gaussian_blur", PICTURE, blur_std=3, noise_sigma=0.5, steps=STEPS, seed=3, **settings
     )
     *steps, result = Restorer(prior).restore(request)
     assert isinstance(result, Result)

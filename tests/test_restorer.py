@@ -291,6 +291,16 @@ def test_samples_equal_runs_of_their_own_and_one_seed_gives_one_picture(
     assert (batch[0] - batch[1]).abs().max() > 1e-3
 
 
+def _recorded(result: Result) -> RestorationRequest:
+    """What the parameters of a result say that was asked for."""
+    told = dict(result.parameters)
+    for made_with in ("prior", "operator", "dtype", "version"):
+        del told[made_with]
+    if not told.pop("noise_told"):
+        told["noise_sigma"] = None
+    return RestorationRequest(image=_picture(16, 16), **told)
+
+
 def test_the_parameters_repeat_the_restoration(
     tiny_prior: LatentPrior, operators: dict[str, Path]
 ) -> None:
@@ -299,12 +309,7 @@ def test_the_parameters_repeat_the_restoration(
         "super_resolution_x4", _picture(16, 16), preset="quick", steps=STEPS, prompt="ab", seed=3
     )
     _, result = _restore(restorer, first)
-    recorded = {
-        key: value
-        for key, value in result.parameters.items()
-        if key not in ("prior", "operator", "dtype", "version")
-    }
-    again = RestorationRequest(image=_picture(16, 16), **recorded)
+    again = _recorded(result)
     assert torch.equal(_restore(restorer, again)[1].images, result.images)
 
 
@@ -362,12 +367,7 @@ def test_a_peer_needs_no_operator_records_what_it_ran_with_and_can_be_repeated(
     assert (result.nfe, result.encodes, result.decodes) == (STEPS, 1 + encodes, decodes + 1)
     assert result.parameters["operator"] is None and result.parameters["eta"] is None
     assert result.parameters["hyperparameters"] == first.effective_hyperparameters
-    recorded = {
-        key: value
-        for key, value in result.parameters.items()
-        if key not in ("prior", "operator", "dtype", "version")
-    }
-    again = RestorationRequest(image=_picture(16, 16), **recorded)
+    again = _recorded(result)
     assert torch.equal(_restore(restorer, again)[1].images, result.images)
 
 

@@ -31,7 +31,6 @@ from silo.command_line import CommandParser
 from silo.data import SPLITS, PhotoFile, list_photos
 from silo.devices import describe_device, dtype_name
 from silo.errors import BadRequest
-from silo.evaluation.bench import Bench
 from silo.evaluation.jobs import Store, clean_key, job_key, measurement_key
 from silo.evaluation.plan import Overrides, from_axes, from_protocol
 from silo.evaluation.plot import quality_against_time
@@ -47,6 +46,7 @@ from silo.evaluation.report import (
     row_title,
     summarize,
 )
+from silo.evaluation.runner import Runner
 from silo.evaluation.search import search
 from silo.evaluation.sheets import contact_sheet
 from silo.folders import make_folder
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     inception = find_inception()
     output: Path = arguments.out
     make_folder(output)
-    bench = Bench(
+    runner = Runner(
         Store(output, Inception(inception) if inception else None),
         Record(output, rank),
         protocol.study if protocol else None,
@@ -86,18 +86,18 @@ def main(argv: list[str] | None = None) -> int:
     )
     searched: list[dict[str, Any]] = []
     if arguments.search:
-        best, searched = search(bench, settings, others, alone=processes == 1)
+        best, searched = search(runner, settings, others, alone=processes == 1)
         settings = [each for pair in zip(settings, best, strict=True) for each in pair]
-    bench.run(settings, photos[rank::processes])
-    bench.record.refresh()
-    if not bench.is_done(settings, photos):
+    runner.run(settings, photos[rank::processes])
+    runner.record.refresh()
+    if not runner.is_done(settings, photos):
         print("Done here; the process that ends last writes the tables.", file=sys.stderr)
         return 0
-    cells = _summarize(bench, settings, photos)
+    cells = _summarize(runner, settings, photos)
     data = [folder.name for folder in folders]
     if dataset is not None:
         data = [f"{dataset.repo_id}@{dataset.commit}"]
-    _write(bench, settings, photos, cells, data, arguments, protocol, searched)
+    _write(runner, settings, photos, cells, data, arguments, protocol, searched)
     return 1 if any(cell.failed for cell in cells) else 0
 
 
@@ -204,28 +204,28 @@ def _split(arguments: argparse.Namespace, protocol: Protocol | None) -> str | No
 
 
 def _summarize(
-    bench: Bench, settings: Sequence[Setting], photos: Sequence[PhotoFile]
+    runner: Runner, settings: Sequence[Setting], photos: Sequence[PhotoFile]
 ) -> list[Cell]:
     """The means of every setting, and of the measurement of every row."""
     cells: dict[tuple[str, str], Cell] = {}
     for setting in settings:
-        key = job_key(setting, bench.study)
-        size = bench.record.rows(key, photos)[0]["size"]
+        key = job_key(setting, runner.study)
+        size = runner.record.rows(key, photos)[0]["size"]
         row, method = row_title(setting, settings), method_title(setting, settings)
         keys = {method: key}
-        if bench.study is None:
+        if runner.study is None:
             keys = {MEASUREMENT: measurement_key(setting, size), **keys}
-        elif bench.study == "autoencoder":
+        elif runner.study == "autoencoder":
             row, keys = "D(E(x))", {setting.prior: key}
         for title, key in keys.items():
             if (row, title) not in cells:
-                rows = bench.record.rows(key, photos)
-                cells[row, title] = summarize(row, title, key, rows, bench.store, size)
+                rows = runner.record.rows(key, photos)
+                cells[row, title] = summarize(row, title, key, rows, runner.store, size)
     return list(cells.values())
 
 
 def _write(
-    bench: Bench,
+    runner: Runner,
     settings: Sequence[Setting],
     photos: Sequence[PhotoFile],
     cells: Sequence[Cell],
@@ -241,36 +241,36 @@ def _write(
         "data": data,
         "split": _split(arguments, protocol),
         "pictures": [photo.name for photo in photos],
-        "device": describe_device(bench.device),
-        "dtype": dtype_name(bench.dtype),
+        "device": describe_device(runner.device),
+        "dtype": dtype_name(runner.dtype),
         "versions": {
             "silo": __version__,
             **{name: version(name) for name in ("torch", "diffusers", "transformers")},
         },
-        "metric_weights": bench.store.measures,
+        "metric_weights": runner.store.measures,
         "settings": {setting.key: setting.to_dict() for setting in settings},
         "search": searched,
         "means": [asdict(cell) for cell in cells],
-        "rows": [row for cell in cells for row in bench.record.rows(cell.key, photos)],
+        "rows": [row for cell in cells for row in runner.record.rows(cell.key, photos)],
     }
     encoded = json.dumps(metrics, indent=1, allow_nan=False).encode()
     write_whole(output / "metrics.json", encoded)
-    table = _table(bench, len(photos), cells, protocol)
+    table = _table(runner, len(photos), cells, protocol)
     write_whole(output / "table.md", table.encode())
     print(table)
-    if bench.study is None:
+    if runner.study is None:
         write_whole(output / "quality-time.svg", quality_against_time(cells).encode())
         for title in dict.fromkeys(cell.row for cell in cells):
             row = [setting for setting in settings if row_title(setting, settings) == title]
             path = output / f"{title.replace(', ', '-').replace(' ', '-')}.jpg"
-            columns = _columns(bench, row, settings, photos)
+            columns = _columns(runner, row, settings, photos)
             contact_sheet(path, columns, zoom=protocol is not None and protocol.zoom)
 
 
-def _table(bench: Bench, pictures: int, cells: Sequence[Cell], protocol: Protocol | None) -> str:
+def _table(runner: Runner, pictures: int, cells: Sequence[Cell], protocol: Protocol | None) -> str:
     title = "Evaluation" if protocol is None else protocol.title[0].upper() + protocol.title[1:]
     text = f"# {title}\n\n"
-    if bench.study == "operator-accuracy":
+    if runner.study == "operator-accuracy":
         return text + accuracies(cells)
     text += f"## Measured here\n\nMeans over {pictures} pictures.\n\n{comparison(cells)}\n"
     if protocol is not None and protocol.published is not None:
@@ -279,10 +279,10 @@ def _table(bench: Bench, pictures: int, cells: Sequence[Cell], protocol: Protoco
 
 
 def _columns(
-    bench: Bench, row: Sequence[Setting], settings: Sequence[Setting], photos: Sequence[PhotoFile]
+    runner: Runner, row: Sequence[Setting], settings: Sequence[Setting], photos: Sequence[PhotoFile]
 ) -> list[tuple[str, list[Path | None]]]:
     """The columns of a row's contact sheet; several samples are columns of their own."""
-    size = bench.record.rows(row[0].key, photos)[0]["size"]
+    size = runner.record.rows(row[0].key, photos)[0]["size"]
     columns = [("clean", clean_key(size), 0), (MEASUREMENT, measurement_key(row[0], size), 0)]
     for setting in row:
         for sample in range(setting.samples):
@@ -290,8 +290,8 @@ def _columns(
             columns.append((title, setting.key, sample))
 
     def kept(key: str, photo: PhotoFile, sample: int) -> Path | None:
-        is_kept = bench.store.holds(key, photo)
-        return bench.store.picture(key, photo.name, sample) if is_kept else None
+        is_kept = runner.store.holds(key, photo)
+        return runner.store.picture(key, photo.name, sample) if is_kept else None
 
     return [
         (title, [kept(key, photo, sample) for photo in photos]) for title, key, sample in columns

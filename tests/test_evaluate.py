@@ -20,11 +20,11 @@ from silo.__main__ import main
 from silo.data import PhotoFile, center_crop, iterate_photos, list_photos
 from silo.devices import describe_device
 from silo.evaluation import jobs
-from silo.evaluation.bench import Bench
 from silo.evaluation.jobs import Store
 from silo.evaluation.plot import spread
 from silo.evaluation.record import Record
 from silo.evaluation.report import PUBLISHED
+from silo.evaluation.runner import Runner
 from silo.evaluation.search import around_best
 from silo.images import load_image, save_png
 from silo.metric_weights import FILES, WEIGHTS_VARIABLE
@@ -477,7 +477,7 @@ def test_what_another_version_measured_is_measured_again(
     call = [*arguments, "--tasks", "super_resolution_x8", "--limit", "1"]
     call += ["--protocol", protocol] if protocol else []
     for version, times in (("1.2.3", 1), ("1.2.3", 1), ("1.2.4", 2)):
-        for module in ("silo.restorer", "silo.evaluation.bench", "silo.evaluation.jobs"):
+        for module in ("silo.restorer", "silo.evaluation.runner", "silo.evaluation.jobs"):
             monkeypatch.setattr(f"{module}.__version__", version)
         assert main(call) == 0
         keys = len({row["key"] for row in _rows(out)})
@@ -555,7 +555,7 @@ def test_two_pictures_of_one_name_are_refused(
 def test_rows_of_an_earlier_run_do_not_end_a_shared_one(photos: Path, tmp_path: Path) -> None:
     pictures, setting = list_photos([photos], "all")[:2], Setting("gaussian_blur")
     record = Record(tmp_path)
-    runs = Bench(Store(tmp_path, None), record, None, "cpu", "auto", show_progress=False)
+    runs = Runner(Store(tmp_path, None), record, None, "cpu", "auto", show_progress=False)
 
     def finish(index: int, prior: str, version: str = __version__) -> bool:
         row = {"version": version, "weights": {"prior": prior}, "measures": {}}

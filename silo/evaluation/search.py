@@ -10,8 +10,8 @@ from typing import Any
 
 from silo.data import PhotoFile
 from silo.errors import BadRequest
-from silo.evaluation.bench import Bench
 from silo.evaluation.jobs import blank_request
+from silo.evaluation.runner import Runner
 from silo.protocols import Setting
 from silo.samplers import SAMPLERS
 
@@ -25,7 +25,7 @@ _UNSCALED = {"resample": ("gamma",)}  # its gamma is the noise of resampling
 
 
 def search(
-    bench: Bench, settings: Sequence[Setting], photos: Sequence[PhotoFile], *, alone: bool
+    runner: Runner, settings: Sequence[Setting], photos: Sequence[PhotoFile], *, alone: bool
 ) -> tuple[list[Setting], list[dict[str, Any]]]:
     """Each setting with the multiple of its guidance scale that does best on `photos`.
 
@@ -33,7 +33,7 @@ def search(
     diverged is no candidate.
 
     Args:
-        bench: what it runs on; what it holds is not run again.
+        runner: what it runs on; what it holds is not run again.
         settings: whose scales to search.
         photos: apart from those to evaluate.
         alone: whether this is the only process, which may run what is missing.
@@ -46,25 +46,25 @@ def search(
     """
     best, report = [], []
     for setting in settings:
-        chosen, found = _search(bench, setting, photos, alone)
+        chosen, found = _search(runner, setting, photos, alone)
         best.append(chosen)
         report.append(found)
     return best, report
 
 
 def _search(
-    bench: Bench, setting: Setting, photos: Sequence[PhotoFile], alone: bool
+    runner: Runner, setting: Setting, photos: Sequence[PhotoFile], alone: bool
 ) -> tuple[Setting, dict[str, Any]]:
     """The search of one setting's scale."""
     tried: dict[float, Setting] = {}
     means: dict[float, dict[str, float]] = {}
 
     def badness(factor: float) -> float:
-        candidate = tried[factor] = _scaled(bench, setting, photos[0], factor)
-        if not alone and not bench.is_done([candidate], photos):
+        candidate = tried[factor] = _scaled(runner, setting, photos[0], factor)
+        if not alone and not runner.is_done([candidate], photos):
             raise BadRequest("run the search with one process first: its results are kept.")
-        bench.run([candidate], photos)
-        found = means[factor] = _means(bench, candidate, photos)
+        runner.run([candidate], photos)
+        found = means[factor] = _means(runner, candidate, photos)
         return found.get("lpips", -found.get("psnr", -inf))
 
     chosen = around_best(badness)
@@ -97,8 +97,8 @@ def around_best(badness: Callable[[float], float]) -> float:
     return attempt(best / STRIDE**0.5, best * STRIDE**0.5)
 
 
-def _means(bench: Bench, setting: Setting, photos: Sequence[PhotoFile]) -> dict[str, float]:
-    rows = bench.record.rows(setting.key, photos)
+def _means(runner: Runner, setting: Setting, photos: Sequence[PhotoFile]) -> dict[str, float]:
+    rows = runner.record.rows(setting.key, photos)
     scores = [row["scores"] for row in rows if "scores" in row]
     return {
         name: fmean(score[name] for score in scores)
@@ -107,10 +107,10 @@ def _means(bench: Bench, setting: Setting, photos: Sequence[PhotoFile]) -> dict[
     }
 
 
-def _scaled(bench: Bench, setting: Setting, photo: PhotoFile, factor: float) -> Setting:
+def _scaled(runner: Runner, setting: Setting, photo: PhotoFile, factor: float) -> Setting:
     if factor == 1.0:
         return setting  # and its rows, should it have been evaluated already
-    parameters = bench.restorer(setting).parameters(blank_request(setting, photo))
+    parameters = runner.restorer(setting).parameters(blank_request(setting, photo))
     if SAMPLERS[setting.sampler].needs_operator:
         return replace(setting, eta=parameters["eta"] * factor)
     fixed = _UNSCALED.get(setting.sampler, ())

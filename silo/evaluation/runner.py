@@ -27,7 +27,7 @@ from silo.restorer import Restorer
 from silo.samplers import SAMPLERS
 
 
-class Bench:
+class Runner:
     """What an evaluation runs on.
 
     Attributes:

@@ -51,9 +51,15 @@ class Original:
     degradation: Degradation
 
     @cached_property
+    def white_noise_sigma(self) -> float:
+        """What is assumed of its noise, in [0, 1] units; or what it shows, if that is more."""
+        return max(self.degradation.noise_sigma, estimate_noise(to_pil(self.picture)))
+
+    @cached_property
     def noise_sigma(self) -> float:
-        """What is taken for noise, in [0, 1] units."""
-        return _shown_noise(self.degradation, self.picture)
+        """What is taken for noise, in [0, 1] units: what the damage leaves nothing of, too."""
+        unexplainable = self.degradation.operator().unexplainable(self.picture)
+        return max(self.white_noise_sigma, unexplainable)
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,12 @@ class Measured:
         """What is taken for noise, in [0, 1] units."""
         if self.clean is not None:
             return self.degradation.noise_sigma
-        return _shown_noise(self.degradation, self.y)
+        return self._on_grid.noise_sigma
+
+    @cached_property
+    def _on_grid(self) -> Original:
+        """A photo as it is worked on."""
+        return Original(self.y, None, self.degradation)
 
     def draft(self, decoded: Tensor) -> Tensor | None:
         """What is to be encoded and decoded once more before `finish`, (1, 3, H, W), if anything.
@@ -186,8 +197,8 @@ class Measured:
             return None
         if self.degradation.kind == "denoising":  # which `found` tells of
             return None
-        came = self.original or Original(self.y, None, self.degradation)
-        noise = _white_noise(came.degradation, came.picture)
+        came = self.original or self._on_grid
+        noise = came.white_noise_sigma
         return noise if noise > max(TOLD_NOISE, came.degradation.noise_sigma) else None
 
     def doubts(self) -> list[str]:
@@ -217,15 +228,6 @@ class Measured:
             return keep_known(image, picture, self.original.mask, magnified=magnified)
         operator, noise = degradation.operator(), self.original.noise_sigma
         return operator.explain(image, picture.to(image), noise)
-
-
-def _shown_noise(degradation: Degradation, photo: Tensor) -> float:
-    """What is assumed; or what a photo shows, if that is more: blur would be undone with it."""
-    return max(_white_noise(degradation, photo), degradation.operator().unexplainable(photo))
-
-
-def _white_noise(degradation: Degradation, photo: Tensor) -> float:
-    return max(degradation.noise_sigma, estimate_noise(to_pil(photo)))
 
 
 @torch.no_grad()

@@ -83,7 +83,7 @@ def space_files(root: Path) -> dict[str, Path]:
             hidden = any(part.startswith(".") or part == "__pycache__" for part in parts)
             if parts[: len(trained)] == trained and len(parts) > len(trained):
                 name, *within = parts[len(trained) :]
-                hidden |= name in downloaded or within not in [[each] for each in PUBLISHED]
+                hidden |= name in downloaded or "/".join(within) not in PUBLISHED
             if path.is_file() and not hidden:
                 files["/".join(parts)] = path
     front = RepoCard.load(root / "README.md", ignore_metadata_errors=True).data.to_dict()
@@ -103,7 +103,7 @@ def space_files(root: Path) -> dict[str, Path]:
 
 def _downloaded(root: Path) -> set[str]:
     """The folders of the shelf that hold what was downloaded."""
-    return {folder.name for folder in (root / SHELF).iterdir() if read_records(folder)}
+    return {folder.name for folder in (root / SHELF).glob("*") if read_records(folder)}
 
 
 def _present(repo_id: str) -> tuple[str | None, str | None]:

@@ -117,6 +117,7 @@ def test_no_event_has_two_handlers_of_which_the_page_would_wait_for_one_to_answe
         ("find_out", ("task", "input")),
         ("find_scratches", ("photo", "change")),
         ("find_scratches", ("mask-file", "upload")),
+        ("paint_found", ("photo", "change")),
         ("describe", ("photo", "change")),
         ("describe", ("prompt", "input")),
         ("describe", ("saved", "upload")),

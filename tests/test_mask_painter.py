@@ -7,7 +7,13 @@ from PIL import Image, ImageDraw
 
 from silo.images import save_png
 from silo.scratches.detector import find_scratches
-from silo.ui.mask_painter import blank, blank_if_any, paint_scratches, painted_mask
+from silo.ui.mask_painter import (
+    add_mask_file,
+    blank,
+    blank_if_any,
+    look_for_scratches,
+    painted_mask,
+)
 from tests.photos import photo, scratched
 
 SIZE = (48, 32)
@@ -54,8 +60,10 @@ def test_scratches_are_painted_beside_what_is_painted(tmp_path: Path) -> None:
     save_png(path, picture)
     by_hand = Image.new("RGBA", (256, 256))
     ImageDraw.Draw(by_hand).rectangle((100, 180, 140, 220), fill="white")
+    folder = str(tmp_path / "cache")
+    found = look_for_scratches(str(path), folder)
     for layers in ([], [by_hand]):
-        canvas = paint_scratches({"layers": layers}, str(path), str(tmp_path / "cache"))
+        canvas = add_mask_file({"layers": layers}, found, str(path), folder)
         painted = [Image.open(layer) for layer in canvas["layers"]]
         mask = painted_mask({"layers": painted}, (256, 256))
         expected = find_scratches(picture)

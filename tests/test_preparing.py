@@ -19,12 +19,14 @@ from operators.convolutional import CompactCNN
 from silo.images import save_png
 from silo.prior_files import EMBEDDED_NAME
 from silo.request import PRESETS, RestorationRequest
+from silo.scratches.detector import find_scratches
 from silo.ui.adding import Added
 from silo.ui.inputs import CLEAN, DEGRADED
+from silo.ui.mask_painter import painted_mask
 from silo.ui.models import AUTOMATIC
 from silo.ui.results import save_all
 from tests.page_fields import Page
-from tests.photos import blurred, photo
+from tests.photos import blurred, photo, scratched
 
 PROCESS = Path("/proc/self")
 VISIT = gr.Request(session_hash="visitor")
@@ -242,13 +244,30 @@ def test_what_the_page_does_not_offer_or_has_no_more_is_told(page: Page, tmp_pat
     given = page.given(tmp_path / "gone.png", "inpainting_free", DEGRADED)
     given |= {page.settings.canvas: None, page.settings.mask_file: str(tmp_path / "mask.png")}
     preparing = page.preparing
-    for handler in (preparing.find_scratches, preparing.load_mask, preparing.invert_mask):
+    given |= {page.tools.scratches: str(tmp_path / "found.png")}
+    handlers = preparing.find_scratches, preparing.paint_found, preparing.load_mask
+    for handler in (*handlers, preparing.invert_mask):
         with pytest.raises(gr.Error, match="choose it again"):
             handler(given)
         with pytest.raises(gr.Error, match="Choose a photo"):
             handler({**given, page.settings.photo: None})
     with pytest.raises(gr.Error, match="choose one of astronaut"):  # all of skimage's has a name
         preparing.choose_example({**given, page.tools.example: "binary_blobs 1"})
+
+
+def test_what_is_painted_while_scratches_are_looked_for_stays(page: Page, tmp_path: Path) -> None:
+    fields, path = page.settings, tmp_path / "old.png"
+    picture, _ = scratched(photo("coffee"))
+    save_png(path, picture)
+    given = {fields.photo: str(path)}  # without a canvas, which changes meanwhile
+    given[page.tools.scratches] = page.preparing.find_scratches(given)
+    stroke = Image.new("RGBA", (256, 256))
+    stroke.paste("white", (100, 180, 140, 220))
+    given[fields.canvas] = {"layers": [stroke]}
+    painted = page.preparing.paint_found(given)
+    mask = painted_mask({"layers": [Image.open(each) for each in painted["layers"]]}, (256, 256))
+    assert mask is not None and mask[..., 180:220, 100:140].max() == 0
+    assert torch.all(mask <= find_scratches(picture))
 
 
 def test_a_photo_is_looked_at_once_for_all_choices(

@@ -98,6 +98,7 @@ class Tools:
     Attributes:
         find_out: sets the damage to what the photo shows.
         find_scratches: paints the scratches that it shows.
+        scratches: of this visitor: the mask file of those that were found last.
         example: the example that was clicked, and how many clicks there were.
         strength_given: of this visitor: the task and source whose noise and blur settings used
             again gave, until the next photo; else None.
@@ -108,6 +109,7 @@ class Tools:
     find_out: gr.Button
     painter: gr.Column
     find_scratches: gr.Button
+    scratches: gr.State
     invert: gr.Button
     describe: gr.Button
     new_seed: gr.Button
@@ -239,8 +241,8 @@ def lay_out(models: Models) -> tuple[Settings, Tools]:
         *(blur_std, prompt, negative_prompt, guidance_scale, samples, seed, prior, operator),
     )
     return settings, Tools(
-        *(examples, example, find_out, painter, find_scratches, invert, describe, new_seed, saved),
-        *(offered, operator_id, add_operator, gr.State()),
+        *(examples, example, find_out, painter, find_scratches, gr.State(), invert, describe),
+        *(new_seed, saved, offered, operator_id, add_operator, gr.State()),
     )
 
 

@@ -86,11 +86,29 @@ def paint_mask_file(path: str, photo: str, folder: str) -> dict[str, Any]:
     return _painted(picture, _hole(mask, (picture.height, picture.width)), folder)
 
 
-def paint_scratches(canvas: dict[str, Any] | None, photo: str, folder: str) -> dict[str, Any]:
-    """Paint the scratches that a photo shows over what is painted already.
+def look_for_scratches(photo: str, folder: str) -> str:
+    """Write a mask file of the scratches that a photo shows, in `folder`; return its path.
+
+    It is as large as the photo is on the canvas.
+
+    Raises:
+        BadImage: the photo cannot be read.
+        Unrestorable: no scratches are found.
+    """
+    pixels = images.load_image(photo).pixels
+    picture = view(pixels)
+    hole = _hole(find_scratches(pixels), (picture.height, picture.width))
+    return keep(images.to_pil(hole.expand(1, 3, -1, -1) * 2 - 1), folder, "scratches")
+
+
+def add_mask_file(
+    canvas: dict[str, Any] | None, path: str, photo: str, folder: str
+) -> dict[str, Any]:
+    """Paint what a mask file marks beside what is painted already.
 
     Args:
         canvas: the value of a `gr.ImageEditor` of type "pil"; None before any photo.
+        path: the mask file, as `look_for_scratches` writes it.
         photo: the picture under it.
         folder: where the files of the new value go.
 
@@ -99,14 +117,10 @@ def paint_scratches(canvas: dict[str, Any] | None, photo: str, folder: str) -> d
 
     Raises:
         BadImage, BadMask: a file that cannot be read.
-        Unrestorable: no scratches are found.
     """
-    pixels = images.load_image(photo).pixels
-    found = find_scratches(pixels)
-    picture = view(pixels)
+    picture, _ = view_file(photo)
     size = picture.height, picture.width
-    painted = painted_mask(canvas, size)
-    hole = _hole(found, size)
+    hole, painted = _hole(masks.load_mask(path), size), painted_mask(canvas, size)
     return _painted(picture, hole if painted is None else torch.maximum(hole, 1 - painted), folder)
 
 

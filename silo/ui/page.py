@@ -81,9 +81,9 @@ def _wire_slow(
     """
     damage = set(fields.of_damage())
 
-    def drop(answer: Dependency, chosen: Sequence[Any]) -> None:
+    def drop(answers: list[Dependency], chosen: Sequence[Any]) -> None:
         choices = [*chosen, tools.saved.upload]
-        gr.on(choices, None, None, None, cancels=answer, trigger_mode="multiple", **AT_ONCE)
+        gr.on(choices, None, None, None, cancels=answers, trigger_mode="multiple", **AT_ONCE)
 
     found = tools.find_out.click(
         preparing.find_out,
@@ -92,16 +92,22 @@ def _wire_slow(
         show_progress_on=fields.task,
         api_visibility="private",
     )
-    drop(found, [fields.photo.change, fields.task.input, fields.source.input])
-    painted = tools.find_scratches.click(
+    drop([found], [fields.photo.change, fields.task.input, fields.source.input])
+    sought = tools.find_scratches.click(
         preparing.find_scratches,
-        {fields.canvas, fields.photo},
-        fields.canvas,
+        {fields.photo},
+        tools.scratches,
         show_progress_on=tools.find_scratches,
         api_visibility="private",
     )
-    drop(painted, [fields.photo.change, fields.mask_file.upload, tools.invert.click])
-    drop(described, [fields.photo.change, fields.prompt.input])
+    painted = sought.success(
+        preparing.paint_found,
+        {fields.canvas, fields.photo, tools.scratches},
+        fields.canvas,
+        **QUIET,
+    )
+    drop([sought, painted], [fields.photo.change, fields.mask_file.upload, tools.invert.click])
+    drop([described], [fields.photo.change, fields.prompt.input])
     named = tools.offered.input(lambda name: name, tools.offered, tools.operator_id, **AT_ONCE)
     for event in (tools.add_operator.click, tools.operator_id.submit, named.then):
         added = event(
@@ -111,7 +117,7 @@ def _wire_slow(
             show_progress_on=tools.operator_id,
             api_visibility="private",
         )
-        drop(added, [fields.task.input, fields.prior.input, fields.operator.input])
+        drop([added], [fields.task.input, fields.prior.input, fields.operator.input])
         # With the photo that is there by now: the download may have taken minutes.
         added.success(preparing.choose_operator, damage, fields.of_operator(), **QUIET)
 

@@ -138,12 +138,22 @@ class Preparing:
         except (SiloError, OperatorError):
             return None
 
-    def find_scratches(self, given: dict[Any, Any]) -> dict[str, Any]:
-        """Paint the scratches that the photo shows, beside what is painted already."""
-        fields, canvas = self._settings, self._settings.canvas
+    def find_scratches(self, given: dict[Any, Any]) -> str:
+        """Find the scratches that the photo shows, which takes seconds; then comes `paint_found`.
+
+        It does without the canvas: what is painted meanwhile is kept.
+        """
+        fields = self._settings
         with errors_shown():
             photo = fields.photo_file(given)
-            painted = mask_painter.paint_scratches(given[canvas], photo, canvas.GRADIO_CACHE)
+            return mask_painter.look_for_scratches(photo, fields.canvas.GRADIO_CACHE)
+
+    def paint_found(self, given: dict[Any, Any]) -> dict[str, Any]:
+        """Paint the scratches that were found, beside what is painted by now."""
+        fields, canvas, found = self._settings, self._settings.canvas, self._tools.scratches
+        with errors_shown():
+            photo, folder = fields.photo_file(given), canvas.GRADIO_CACHE
+            painted = mask_painter.add_mask_file(given[canvas], given[found], photo, folder)
         gr.Info("Check what is painted: paint what is missing, and black over what is whole.")
         return painted
 

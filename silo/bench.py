@@ -29,6 +29,7 @@ from operators.latent import LatentOperator
 from operators.readout import ReadoutOperator
 from silo.allocation import keep_freed_memory
 from silo.command_line import CommandParser
+from silo.components import Components
 from silo.devices import (
     describe_device,
     dtype_name,
@@ -39,7 +40,6 @@ from silo.devices import (
     reset_peak_memory,
 )
 from silo.prior import LatentPrior
-from silo.prior_files import Components
 from silo.request import PRESETS, Preset
 from silo.samplers import SAMPLERS, Problem
 from silo.samplers.fast import PROBES, SETTLING

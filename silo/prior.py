@@ -15,13 +15,15 @@ import torch
 from diffusers.models.attention_processor import SlicedAttnProcessor
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 
+from silo.components import Components, of_pipeline
 from silo.errors import HubUnavailable, NumericalError, OutOfMemory, PriorFileError
 from silo.fingerprint import network_fingerprint
 from silo.memory import is_out_of_memory
-from silo.prior_files import EMBEDDED_NAME, Components, load_components, locate
+from silo.prior_files import EMBEDDED_NAME, load_components, locate
 
 SIGMA_EMBEDDING_RANGE = (
     0.1  # noise std, in [-1, 1] units, that is embedded as the last timestep, 999
@@ -163,6 +165,24 @@ class LatentPrior:
             if not is_out_of_memory(error):
                 raise
         raise OutOfMemory(f"{device} cannot hold {name}: choose bfloat16 or another device.")
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, *, name: str | None = None) -> LatentPrior:
+        """Takes the networks of one of diffusers' pipelines, LoRAs included, on its device.
+
+        They are shared, not copied, and frozen for good; the pipeline may still be used.
+
+        Args:
+            pipeline: with the parts of a StableDiffusionPipeline.
+            name: what results call it, and by what operators that read its features are found; by
+                default what the pipeline was loaded by.
+
+        Raises:
+            BadRequest: accelerate moves its parts about.
+            PriorFileError: it lacks a part, or is another kind of model's.
+        """
+        name = name or str(pipeline.name_or_path or type(pipeline).__name__)
+        return cls(of_pipeline(pipeline, name), name=name, device=pipeline.device)
 
     def encode(self, images: Tensor) -> Tensor:
         """Latents z = E(x) * scaling_factor, the mode of the posterior.
@@ -420,7 +440,7 @@ def decoder_resnets(unet: UNet2DConditionModel) -> list[nn.Module]:
 def feature_channels(unet: UNet2DConditionModel) -> list[int]:
     """Channels of each decoder feature: 1280 x 6, 640 x 3, 320 x 3 in SD 1.x."""
     blocks: list[Any] = decoder_resnets(unet)
-    return [resnet.conv2.out_channels for resnet in blocks]
+    return [len(resnet.conv2.weight) for resnet in blocks]  # LoRAs wrap layers, not weights
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -23,10 +20,11 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from silo import hub
+from silo.components import USE_STABLE_DIFFUSION, Components, check_fit, class_of
 from silo.errors import HubUnavailable, PriorFileError, UnknownPrior
 
 
@@ -55,33 +53,7 @@ WEIGHTS = {
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
 }
-CLASSES: dict[str, dict[str, type]] = {
-    "unet": {"UNet2DConditionModel": UNet2DConditionModel},
-    "vae": {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny},
-    "text_encoder": {"CLIPTextModel": CLIPTextModel},
-}
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
-PREDICTION_TYPES = ("epsilon", "v_prediction")
-USE_STABLE_DIFFUSION = "use a text-to-image Stable Diffusion 1.x or 2.x model."
-
-
-@dataclass(frozen=True)
-class Components:
-    """The parts of a latent diffusion model.
-
-    Attributes:
-        vae: diffusers' AutoencoderKL or AutoencoderTiny.
-        unet: diffusers' UNet2DConditionModel.
-        text_encoder: transformers' CLIPTextModel.
-        tokenizer: transformers' CLIPTokenizer.
-        scheduler_config: the configuration of any of diffusers' schedulers.
-    """
-
-    vae: Any  # these four: the libraries' own annotations describe neither configs nor outputs
-    unet: Any
-    text_encoder: Any
-    tokenizer: Any
-    scheduler_config: Mapping[str, Any]
 
 
 def locate(name: str, revision: str | None, dtype: torch.dtype) -> tuple[Path, str | None]:
@@ -128,8 +100,8 @@ def load_components(folder: Path, dtype: torch.dtype) -> Components:
         )
     configs = {part: _read_json(folder / part / "config.json") for part in WEIGHTS}
     scheduler_config = _read_json(folder / "scheduler" / "scheduler_config.json")
-    classes = {part: _class_of(folder, part, config) for part, config in configs.items()}
-    _check_format(folder, configs, scheduler_config)
+    classes = {part: class_of(folder, part, _declared(config)) for part, config in configs.items()}
+    check_fit(folder, configs, scheduler_config)
     networks = {part: _load_network(folder, part, classes[part], dtype) for part in WEIGHTS}
     tokenizer = _load_tokenizer(folder / "tokenizer")
     if len(tokenizer) > networks["text_encoder"].config.vocab_size:
@@ -242,37 +214,9 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _class_of(folder: Path, part: str, config: Mapping[str, Any]) -> type:
+def _declared(config: dict[str, Any]) -> str | None:
     """A part's class, `_class_name` in diffusers' configs and `architectures` in transformers'."""
-    declared = config.get("_class_name") or (config.get("architectures") or [None])[0]
-    known = CLASSES[part]
-    if declared not in known:
-        raise PriorFileError(
-            f"{folder}: {part} is {declared}, not {' or '.join(known)}: {USE_STABLE_DIFFUSION}"
-        )
-    return known[declared]
-
-
-def _check_format(
-    folder: Path, configs: Mapping[str, Mapping[str, Any]], scheduler_config: Mapping[str, Any]
-) -> None:
-    """Refuses other models than text-to-image Stable Diffusion, before any weights are read."""
-    unet, channels = configs["unet"], configs["vae"].get("latent_channels", 4)
-    width = configs["text_encoder"].get("hidden_size", 512)
-    extra = ("class_embed_type", "addition_embed_type", "encoder_hid_dim_type", "num_class_embeds")
-    problem = None
-    if unet.get("in_channels", 4) != channels or unet.get("out_channels", 4) != channels:
-        problem = f"the denoiser's channels are not the autoencoder's {channels}"
-    elif unet.get("cross_attention_dim", 1280) != width:
-        problem = f"the denoiser does not read the text encoder's {width} dimensions"
-    elif given := [key for key in extra if unet.get(key) is not None]:
-        problem = f"the denoiser wants more than a text ({given[0]})"
-    elif not isinstance(unet.get("sample_size"), int):
-        problem = "unet/config.json names no sample_size"
-    elif scheduler_config.get("prediction_type", "epsilon") not in PREDICTION_TYPES:
-        problem = f"it predicts {scheduler_config['prediction_type']!r}"
-    if problem is not None:
-        raise PriorFileError(f"{folder}: {problem}: {USE_STABLE_DIFFUSION}")
+    return config.get("_class_name") or (config.get("architectures") or [None])[0]
 
 
 def _load_network(folder: Path, part: str, network: Any, dtype: torch.dtype) -> Any:

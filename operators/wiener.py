@@ -71,7 +71,7 @@ def _shares(fine: Tensor) -> Tensor:
 def _finest_energy(y: Tensor) -> Tensor:
     """The energy of the finest diagonal detail of y by channel, (B, 3, 1): that of white noise.
 
-    See `silo.noise`, which tells how much there is.
+    See `silo.photo.noise`, which tells how much there is.
     """
     height, width = (side // 2 * 2 for side in y.shape[-2:])
     if min(height, width) == 0:

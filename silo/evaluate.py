@@ -34,6 +34,7 @@ from silo.errors import BadRequest
 from silo.evaluation.jobs import Store, clean_key, job_key, measurement_key
 from silo.evaluation.plan import Overrides, from_axes, from_protocol
 from silo.evaluation.plot import quality_against_time
+from silo.evaluation.protocols import PAPER_TASKS, PROTOCOLS, Protocol, Setting
 from silo.evaluation.record import Record
 from silo.evaluation.report import (
     MEASUREMENT,
@@ -53,7 +54,6 @@ from silo.folders import make_folder
 from silo.hub_dataset import fetch_dataset
 from silo.inception import Inception, find_inception
 from silo.own_degradation import load_degradation
-from silo.protocols import PAPER_TASKS, PROTOCOLS, Protocol, Setting
 from silo.samplers import SAMPLERS
 
 PLAIN_STEPS_SCALE = 0.1  # without a protocol

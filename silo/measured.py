@@ -13,14 +13,14 @@ from operators.degradation import Degradation
 from operators.pixel import measure
 from operators.pixel_operator import PixelOperator
 from silo import masks
-from silo.filling import keep_known
 from silo.images import Fit, fit, to_pil
-from silo.matching import NOISE, Matched, has_unexplained, match
-from silo.noise import estimate_noise
+from silo.photo.filling import keep_known
+from silo.photo.matching import NOISE, Matched, has_unexplained, match
+from silo.photo.noise import estimate_noise
+from silo.photo.turning import TurnedFit
 from silo.prior import LatentPrior
 from silo.request import RestorationRequest
 from silo.streams import stream
-from silo.turning import TurnedFit
 
 # Pictures of up to twice the prior's side are worked on at their own size, larger ones scaled down:
 # beyond that a Stable Diffusion prior repeats its subjects, and memory grows with the area.

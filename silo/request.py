@@ -12,7 +12,7 @@ from operators.degradation import Degradation
 from silo.errors import BadMask, BadRequest
 from silo.images import to_pil
 from silo.masks import check_size
-from silo.noise import estimate_camera_noise
+from silo.photo.noise import estimate_camera_noise
 from silo.samplers import SAMPLERS
 
 
@@ -67,7 +67,7 @@ class RestorationRequest:
         noise_sigma: std of the measurement's noise in [0, 1] units, in place of the task's or, of a
             photo to be denoised, of what it shows.
         blur_std: std in pixels of the Gaussian blur of a photo that comes with one, in place of
-            what is estimated (`silo.blur`); 0 for a sharp one.
+            what is estimated (`silo.photo.blur`); 0 for a sharp one.
         keep_known: keep what is measured: known pixels as they are, and their tones in the hole; of
             other damage what it has left, as far as noise allows (`PixelOperator.explain`).
             Without, as in the paper, everything comes out of the decoder.

@@ -28,14 +28,14 @@ from silo.hub_commit import check_rights
 from silo.hub_dataset import fetch_dataset
 from silo.lpips import find_weights
 from silo.model_card import NO_LICENSE
-from silo.operator_presets import PRESETS, OperatorTraining
-from silo.operator_run import OperatorRun
 from silo.own_degradation import load_degradation
 from silo.prior import LatentPrior
-from silo.processes import Processes
-from silo.tracking import check_tracker, tracked
-from silo.training_options import add_mixed_precision, check_above_zero, pick_training_dtype
-from silo.training_pictures import Augmentation, TrainingPictures, spread
+from silo.training.operator_presets import PRESETS, OperatorTraining
+from silo.training.operator_run import OperatorRun
+from silo.training.options import add_mixed_precision, check_above_zero, pick_training_dtype
+from silo.training.pictures import Augmentation, TrainingPictures, spread
+from silo.training.processes import Processes
+from silo.training.tracking import check_tracker, tracked
 
 HELD_OUT_PICTURES = 256
 LOGS_FOLDER = "logs"

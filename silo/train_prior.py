@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from operators.files import write_whole
-from silo import checkpoints, prior_files
+from silo import prior_files
 from silo.allocation import keep_freed_memory
 from silo.command_line import CommandParser
 from silo.data import Photo, iterate_photos, pictures_fingerprint
@@ -31,8 +31,10 @@ from silo.errors import BadRequest
 from silo.fingerprint import network_fingerprint
 from silo.folders import make_folder
 from silo.lpips import LPIPS, find_weights
-from silo.train_autoencoder import AutoencoderTraining, build_autoencoder, train_autoencoder
-from silo.train_denoiser import (
+from silo.training import checkpoints
+from silo.training.autoencoder import AutoencoderTraining, build_autoencoder, train_autoencoder
+from silo.training.cost import Stage, estimate
+from silo.training.denoiser import (
     DenoiserTraining,
     TextToLatent,
     build_scheduler,
@@ -40,14 +42,13 @@ from silo.train_denoiser import (
     latents_source,
     train_denoiser,
 )
-from silo.training_cost import Stage, estimate
-from silo.training_options import (
+from silo.training.options import (
     add_mixed_precision,
     add_run,
     check_above_zero,
     pick_training_dtype,
 )
-from silo.widening import widen_from
+from silo.training.widening import widen_from
 
 RESOLUTION = 256
 HELD_OUT_MEASURED = 40

@@ -5,7 +5,7 @@ import torch
 
 from operators.blur import GaussianBlur, MotionBlur
 from operators.resize import SuperResolution
-from silo.blur import estimate_blur
+from silo.photo.blur import estimate_blur
 from tests.photos import NAMES, as_jpeg, blurred, noisy, photo
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import torch
 from transformers import CLIPTokenizer
 
-from silo.captions import MAX_TOKENS, build_tokenizer, special_ids, token_ids
+from silo.training.captions import MAX_TOKENS, build_tokenizer, special_ids, token_ids
 
 CAPTIONS = ["a photo of a dandelion", "a portrait photo of a man", "a photo of a T-shirt"] * 5
 

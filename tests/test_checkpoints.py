@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from silo import checkpoints
+from silo.training import checkpoints
 
 
 def test_the_newest_complete_checkpoint_is_found_and_older_ones_pruned(tmp_path: Path) -> None:

@@ -440,7 +440,7 @@ def test_a_photo_whose_damage_cannot_be_undone_ends_no_folder(
     folder.mkdir()
     for name in ("a", "b", "c"):
         save_png(folder / f"{name}.png", photo("coffee", 64))
-    monkeypatch.setattr("silo.diagnosis.diagnose", lambda _: next(found))
+    monkeypatch.setattr("silo.photo.diagnosis.diagnose", lambda _: next(found))
     assert main(["restore", str(folder), "--sampler", "psld", "--steps", "1"]) == 1
     told = capsys.readouterr()
     assert "a.png: It shows jpeg_q10: psld restores linear degradations only" in told.err

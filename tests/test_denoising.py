@@ -14,7 +14,7 @@ from operators.colours import OPPONENT
 from operators.denoising import Denoising
 from operators.wiener import CAUTION, MARGIN, NEIGHBOURS, STRIDE
 from silo.metrics import psnr
-from silo.noise import LARGEST
+from silo.photo.noise import LARGEST
 from silo.request import RestorationRequest
 from tests.photos import as_jpeg, as_of_a_camera, photo
 

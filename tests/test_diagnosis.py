@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from operators.blur import MotionBlur
-from silo.diagnosis import diagnose, require_task
 from silo.errors import Unrestorable
 from silo.images import from_pil, to_pil
+from silo.photo.diagnosis import diagnose, require_task
 from tests.photos import NAMES, as_jpeg, as_of_a_camera, blurred, noisy, photo
 
 Damage = Callable[[Tensor], Tensor]

@@ -22,6 +22,7 @@ from silo.devices import describe_device
 from silo.evaluation import jobs
 from silo.evaluation.jobs import Store
 from silo.evaluation.plot import spread
+from silo.evaluation.protocols import Setting
 from silo.evaluation.record import Record
 from silo.evaluation.report import PUBLISHED
 from silo.evaluation.runner import Runner
@@ -30,7 +31,6 @@ from silo.images import load_image, save_png
 from silo.metric_weights import FILES, WEIGHTS_VARIABLE
 from silo.metrics import frechet_distance, psnr
 from silo.prior import LatentPrior
-from silo.protocols import Setting
 from tests.hub_server import File, Hub
 
 ROOT = Path(__file__).parent.parent

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from silo import filling
-from silo.filling import DEPTH, LEAST_DETAIL, keep_known, membrane
+from silo.photo import filling
+from silo.photo.filling import DEPTH, LEAST_DETAIL, keep_known, membrane
 from tests.photos import photo
 
 

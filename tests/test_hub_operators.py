@@ -29,11 +29,11 @@ from silo.hub_commit import commit_files
 from silo.images import read_parameters, save_png
 from silo.model_card import NO_LICENSE, base_model_of, render_operator_card
 from silo.operator_listing import on_shelf
-from silo.operator_presets import OperatorTraining
 from silo.own_degradation import load_degradation
 from silo.prior import LatentPrior
 from silo.request import RestorationRequest
 from silo.restorer import Restorer, Result
+from silo.training.operator_presets import OperatorTraining
 from tests.hub_server import File, Hub, Refusal, fail, lose_answer
 
 TASK = "super_resolution_x4"

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from operators.jpeg import luma_coefficients
-from silo.jpeg_noise import LOW, _energy_lost, estimate_jpeg_noise
+from silo.photo.jpeg_noise import LOW, _energy_lost, estimate_jpeg_noise
 from tests.photos import NAMES, as_jpeg, blurred, photo
 
 

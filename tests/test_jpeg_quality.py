@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from silo.jpeg_quality import Compression, find_compression
+from silo.photo.jpeg_quality import Compression, find_compression
 from tests.photos import NAMES, as_jpeg, photo
 
 

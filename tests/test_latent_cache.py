@@ -14,10 +14,10 @@ from operators.function import FUNCTION, register
 from operators.pixel import measure
 from silo.data import END, list_photos
 from silo.errors import Stopped
-from silo.latent_cache import SHARD, LatentCache
 from silo.prior import LatentPrior
-from silo.processes import Processes
-from silo.training_pictures import Augmentation, TrainingPictures
+from silo.training.latent_cache import SHARD, LatentCache
+from silo.training.pictures import Augmentation, TrainingPictures
+from silo.training.processes import Processes
 
 COUNT = SHARD + 6  # two shards
 ONE = Processes(cpu=True)

@@ -14,17 +14,17 @@ from operators.degradation import Degradation
 from operators.jpeg import Jpeg
 from operators.resize import SuperResolution
 from silo import measured
-from silo.blur import estimate_blur
 from silo.images import Fit, fit, to_pil
-from silo.jpeg_quality import HIGHEST
-from silo.matching import BLUR, match
 from silo.measured import take_measurement
 from silo.metrics import psnr
-from silo.noise import estimate_noise
+from silo.photo.blur import estimate_blur
+from silo.photo.jpeg_quality import HIGHEST
+from silo.photo.matching import BLUR, match
+from silo.photo.noise import estimate_noise
+from silo.photo.turning import TurnedFit
 from silo.prior import LatentPrior
 from silo.request import RestorationRequest
 from silo.restorer import Restorer, Result
-from silo.turning import TurnedFit
 from tests.photos import as_jpeg, as_of_a_camera, blurred, noisy, photo
 
 EXPECTED = Degradation("gaussian_blur")  # of std 3

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from silo.captions import build_tokenizer
-from silo.muon import MOMENTUM, Muon, MuonAdamW, orthogonal
-from silo.train_denoiser import DenoiserTraining, TextToLatent
-from silo.training_loop import TrainingLoop
+from silo.training.captions import build_tokenizer
+from silo.training.denoiser import DenoiserTraining, TextToLatent
+from silo.training.loop import TrainingLoop
+from silo.training.muon import MOMENTUM, Muon, MuonAdamW, orthogonal
 
 RATE = 0.1
 
@@ -83,7 +83,7 @@ def test_matrices_move_as_by_the_optimizer_of_torch() -> None:
 def test_it_computes_in_what_the_cpu_multiplies_fast(
     has_bfloat16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("silo.muon._multiplies_bfloat16", lambda device: has_bfloat16)
+    monkeypatch.setattr("silo.training.muon._multiplies_bfloat16", lambda device: has_bfloat16)
     matrix = torch.randn(12, 7, generator=torch.Generator().manual_seed(0))
     direction = orthogonal(matrix)
     assert direction.dtype == torch.float32 and direction.shape == matrix.shape

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from silo.images import from_pil, to_pil
-from silo.noise import estimate_camera_noise, estimate_noise, estimate_noise_where_flat
+from silo.photo.noise import estimate_camera_noise, estimate_noise, estimate_noise_where_flat
 from tests.photos import as_of_a_camera, noisy
 from tests.photos import photo as skimage_photo
 

@@ -259,7 +259,7 @@ def test_what_is_painted_while_scratches_are_looked_for_stays(page: Page, tmp_pa
     fields, path = page.settings, tmp_path / "old.png"
     picture, _ = scratched(photo("coffee"))
     save_png(path, picture)
-    given = {fields.photo: str(path)}  # without a canvas, which changes meanwhile
+    given: dict[Any, Any] = {fields.photo: str(path)}  # without a canvas, which changes meanwhile
     given[page.tools.scratches] = page.preparing.find_scratches(given)
     stroke = Image.new("RGBA", (256, 256))
     stroke.paste("white", (100, 180, 140, 220))

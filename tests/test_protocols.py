@@ -8,8 +8,8 @@ from operators.degradation import Degradation
 from silo.data import PhotoFile
 from silo.evaluation.jobs import blank_request
 from silo.evaluation.plan import Overrides, from_protocol, scaled_steps
+from silo.evaluation.protocols import PAPER_TASKS, PROTOCOLS, Setting
 from silo.evaluation.report import method_title, row_title
-from silo.protocols import PAPER_TASKS, PROTOCOLS, Setting
 
 
 def test_the_main_table_is_the_papers() -> None:

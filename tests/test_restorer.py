@@ -13,10 +13,10 @@ from operators.degradation import Degradation
 from operators.errors import OperatorError, OperatorNotFound
 from operators.pixel import measure
 from silo.errors import BadRequest
-from silo.filling import keep_known
 from silo.images import fit, from_pil
 from silo.measured import take_measurement
 from silo.metrics import MAX_PSNR, cpsnr, psnr, scores
+from silo.photo.filling import keep_known
 from silo.prior import LatentPrior
 from silo.request import RestorationRequest
 from silo.restorer import Finishing, Progress, Restorer, Result

@@ -18,7 +18,7 @@ from silo.scratches.detector import find_scratches
 from silo.scratches.drawing import LEAST_CHANGE, draw_marks
 from silo.scratches.network import ScratchNet
 from silo.scratches.training import ScratchTraining, train_scratches
-from silo.training_log import TrainingLog
+from silo.training.log import TrainingLog
 from tests.photos import NAMES, photo, scratched
 
 GREY = np.full((96, 128, 3), 0.5)

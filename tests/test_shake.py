@@ -8,10 +8,10 @@ from torch import Tensor
 
 from operators.blur import Echoes, GaussianBlur, MotionBlur
 from silo.images import Fit
-from silo.jpeg_noise import estimate_jpeg_noise
-from silo.matching import has_unexplained
-from silo.shake import estimate_shake
-from silo.turning import Turn, TurnedFit
+from silo.photo.jpeg_noise import estimate_jpeg_noise
+from silo.photo.matching import has_unexplained
+from silo.photo.shake import estimate_shake
+from silo.photo.turning import Turn, TurnedFit
 from tests.photos import NAMES, as_jpeg, noisy, photo
 
 

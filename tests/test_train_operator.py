@@ -28,16 +28,16 @@ from silo.__main__ import main
 from silo.data import Photo, center_crop, list_photos
 from silo.errors import BadRequest
 from silo.images import load_image
-from silo.latent_cache import LatentPairs
 from silo.metric_weights import FILES, WEIGHTS_VARIABLE
 from silo.model_card import NO_LICENSE, read_license
-from silo.operator_prediction import draw_noising, predict
-from silo.operator_presets import PRESETS, build_operator
 from silo.prior import LatentPrior
-from silo.processes import Processes
-from silo.training_log import TrainingLog
-from silo.training_loop import warmup_cosine
-from silo.training_options import pick_training_dtype
+from silo.training.latent_cache import LatentPairs
+from silo.training.log import TrainingLog
+from silo.training.loop import warmup_cosine
+from silo.training.operator_prediction import draw_noising, predict
+from silo.training.operator_presets import PRESETS, build_operator
+from silo.training.options import pick_training_dtype
+from silo.training.processes import Processes
 from tests.hub_server import File, Hub
 from tests.narrow_lpips import write_weights
 
@@ -533,7 +533,7 @@ def test_a_signal_saves_at_the_end_of_a_step_and_the_run_goes_on(
             os.kill(os.getpid(), number)
         return warmup_cosine(step, steps)
 
-    monkeypatch.setattr("silo.training_loop.warmup_cosine", signalled)
+    monkeypatch.setattr("silo.training.loop.warmup_cosine", signalled)
     assert _train(*options, *more) == code
     monkeypatch.undo()
     assert "goes on from there" in capsys.readouterr().err.splitlines()[-1]

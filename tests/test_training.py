@@ -14,22 +14,23 @@ from PIL import Image
 from safetensors.torch import load
 
 from operators.latent import LatentOperator
-from silo import checkpoints, training_cost
-from silo.captions import token_ids
 from silo.data import Photo
 from silo.errors import BadRequest, NumericalError
 from silo.prior import LatentPrior
-from silo.train_autoencoder import (
+from silo.train_operator import main as train_operator
+from silo.train_prior import PriorTraining, StartingPrior, load_start
+from silo.train_prior import main as train_prior
+from silo.training import checkpoints
+from silo.training import cost as training_cost
+from silo.training.autoencoder import (
     AutoencoderTraining,
     measure_autoencoder,
     train_autoencoder,
 )
-from silo.train_denoiser import DenoiserTraining
-from silo.train_operator import main as train_operator
-from silo.train_prior import PriorTraining, StartingPrior, load_start
-from silo.train_prior import main as train_prior
-from silo.training_log import TrainingLog
-from silo.training_loop import TrainingLoop, warmup_cosine
+from silo.training.captions import token_ids
+from silo.training.denoiser import DenoiserTraining
+from silo.training.log import TrainingLog
+from silo.training.loop import TrainingLoop, warmup_cosine
 
 ROOT = Path(__file__).parent.parent
 AUTOENCODER = AutoencoderTraining(
@@ -79,7 +80,7 @@ def test_a_resumed_autoencoder_equals_an_unbroken_one(
             raise Killed
         return warmup_cosine(step, steps)
 
-    monkeypatch.setattr("silo.training_loop.warmup_cosine", kill)
+    monkeypatch.setattr("silo.training.loop.warmup_cosine", kill)
     with pytest.raises(Killed):
         _run(tmp_path / "broken")
     monkeypatch.undo()
@@ -141,7 +142,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_state_kept(tmp_path:
 
 def test_the_time_of_steps_ends_with_the_update(tmp_path: Path, monkeypatch) -> None:
     now = 0.0
-    monkeypatch.setattr("silo.training_loop.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("silo.training.loop.time", SimpleNamespace(monotonic=lambda: now))
     model = torch.nn.Linear(2, 1)
     loop = TrainingLoop(
         model, tmp_path, steps=3, learning_rate=0.1, decay=0.9, seed=0, checkpointing_steps=9
@@ -377,8 +378,8 @@ def test_a_prior_is_not_trained_for_no_steps(
 LOOP = """
 import sys, torch
 from pathlib import Path
-from silo.training_log import TrainingLog
-from silo.training_loop import TrainingLoop
+from silo.training.log import TrainingLog
+from silo.training.loop import TrainingLoop
 torch.manual_seed(0)
 model = torch.nn.Sequential(torch.nn.Linear(64, 512), torch.nn.SiLU(), torch.nn.Linear(512, 64))
 loop = TrainingLoop(model, Path(sys.argv[1]), steps=int(sys.argv[2]), learning_rate=0.01,

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from silo.training_cost import Stage, duration, estimate, seconds_per_unit
+from silo.training.cost import Stage, duration, estimate, seconds_per_unit
 
 
 class Clock:

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from silo.data import list_photos
-from silo.training_pictures import PAPER_AUGMENTATION, Augmentation, TrainingPictures
+from silo.training.pictures import PAPER_AUGMENTATION, Augmentation, TrainingPictures
 
 
 def _pictures(folder: Path, augmentation: Augmentation, count: int = 40) -> torch.Tensor:

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from silo.errors import BadRequest
-from silo.widening import widen_from
+from silo.training.widening import widen_from
 
 
 def test_a_wider_network_begins_as_the_narrower_one_and_deaf_to_new_inputs() -> None:

@@ -22,7 +22,6 @@ from silo.caption import Captioner
 from silo.command_line import CommandParser
 from silo.commands.picture_files import find_pictures, plan_outputs
 from silo.devices import DTYPES, dtype_name, peak_memory, pick_device, pick_dtype
-from silo.diagnosis import require_task
 from silo.errors import (
     BadImage,
     BadMask,
@@ -38,6 +37,7 @@ from silo.lpips import find_weights
 from silo.masks import load_mask
 from silo.metrics import scores
 from silo.own_degradation import load_degradation
+from silo.photo.diagnosis import require_task
 from silo.prior import load_or_embedded
 from silo.request import MAX_SAMPLES, PRESETS, RestorationRequest, check_task
 from silo.restorer import Finishing, Progress, Restorer, Result

@@ -21,6 +21,7 @@ from silo import __version__
 from silo.data import Photo, PhotoFile, center_crop
 from silo.devices import dtype_name, generators, peak_memory, reset_peak_memory
 from silo.errors import BadImage, CannotSave, SiloError
+from silo.evaluation.protocols import TIMESTEPS, Setting
 from silo.evaluation.record import Record, Row
 from silo.fingerprint import files_fingerprint
 from silo.images import read_parameters, save_png
@@ -29,7 +30,6 @@ from silo.measured import measurement_generator
 from silo.metric_weights import FILES, find_metric_weights
 from silo.metrics import lpips, psnr, score, ssim
 from silo.prior import LatentPrior, Prediction
-from silo.protocols import TIMESTEPS, Setting
 from silo.request import RestorationRequest
 from silo.restorer import Restorer, Result
 from silo.samplers.problem import Problem

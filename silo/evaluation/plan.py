@@ -9,7 +9,7 @@ from itertools import product
 from operators.catalog import Task, get_task
 from operators.latent import architectures
 from silo.errors import BadRequest
-from silo.protocols import FACE_PROMPT, PAPER_STEPS, PROMPT, Protocol, Setting
+from silo.evaluation.protocols import FACE_PROMPT, PAPER_STEPS, PROMPT, Protocol, Setting
 from silo.samplers import SAMPLERS, Sampler
 
 FEW_STEPS = 20  # samplers that take no more are not shortened

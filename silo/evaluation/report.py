@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from operators.catalog import TASKS
 from silo.evaluation.jobs import Store, clean_key
+from silo.evaluation.protocols import Setting
 from silo.evaluation.record import Row
 from silo.metrics import frechet_distance, kernel_distance
-from silo.protocols import Setting
 from silo.samplers import SAMPLERS
 
 PUBLISHED = Path(__file__).parent.parent.parent / "hub_cards" / "published_results.json"

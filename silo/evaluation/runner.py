@@ -19,10 +19,10 @@ from silo.data import PhotoFile
 from silo.devices import describe_device, pick_device, pick_dtype
 from silo.errors import BadImage
 from silo.evaluation.jobs import Autoencoding, Job, OperatorAccuracy, Restoration, Store, job_key
+from silo.evaluation.protocols import Setting
 from silo.evaluation.record import Record, Row
 from silo.fingerprint import weights_fingerprints
 from silo.prior import LatentPrior
-from silo.protocols import Setting
 from silo.restorer import Restorer
 from silo.samplers import SAMPLERS
 

@@ -11,8 +11,8 @@ from typing import Any
 from silo.data import PhotoFile
 from silo.errors import BadRequest
 from silo.evaluation.jobs import blank_request
+from silo.evaluation.protocols import Setting
 from silo.evaluation.runner import Runner
-from silo.protocols import Setting
 from silo.samplers import SAMPLERS
 
 # Multiples of a scale are tried this far apart, around the best until it has both its neighbours,

@@ -29,7 +29,7 @@ class ScratchNet(nn.Module):
         self.head = nn.Conv2d(widths[0], 4, 1)
 
     def inner_convolutions(self) -> list[Tensor]:
-        """All but the first and the last: those that Muon trains (see `silo.muon`)."""
+        """All but the first and the last: those that Muon trains (see `silo.training.muon`)."""
         _, *others = (each for each in self.modules() if isinstance(each, nn.Conv2d))
         return [each.weight for each in others if each is not self.head]
 

@@ -18,17 +18,17 @@ from PIL import Image
 from torch import Tensor
 
 from operators.pretrained import write_files
-from silo import checkpoints
 from silo.allocation import keep_freed_memory
 from silo.command_line import CommandParser
 from silo.data import PhotoFile, list_photos, random_crop, to_tensor
 from silo.devices import pick_device
 from silo.scratches.drawing import draw_marks
 from silo.scratches.network import ScratchNet
-from silo.training_cost import Stage, estimate
-from silo.training_loop import TrainingLoop
-from silo.training_options import add_run, check_above_zero
-from silo.training_pictures import spread
+from silo.training import checkpoints
+from silo.training.cost import Stage, estimate
+from silo.training.loop import TrainingLoop
+from silo.training.options import add_run, check_above_zero
+from silo.training.pictures import spread
 
 LARGEST_SCALE = 2.5  # of a photo that is enlarged, as scans are that show no detail of a pixel
 AVERAGE_DECAY = 0.998

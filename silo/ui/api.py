@@ -8,8 +8,8 @@ import gradio as gr
 from operators.catalog import FREE_FORM, shelf
 from silo import images, masks
 from silo.decoding import SUFFIXES
-from silo.diagnosis import require_task
 from silo.errors import BadRequest
+from silo.photo.diagnosis import require_task
 from silo.request import PRESETS, RestorationRequest
 from silo.restorer import Result
 from silo.scratches.detector import describe, find_scratches

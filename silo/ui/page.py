@@ -81,7 +81,7 @@ def _wire_slow(
     """
     damage = set(fields.of_damage())
 
-    def drop(answers: list[Dependency], chosen: Sequence[Any]) -> None:
+    def drop(answers: list[Any], chosen: Sequence[Any]) -> None:
         choices = [*chosen, tools.saved.upload]
         gr.on(choices, None, None, None, cancels=answers, trigger_mode="multiple", **AT_ONCE)
 

@@ -11,9 +11,9 @@ from operators.catalog import TASKS, Task
 from operators.errors import OperatorError
 from silo import images
 from silo.decoding import read_header
-from silo.diagnosis import diagnose
 from silo.errors import BadRequest, SiloError, Unrestorable
 from silo.measured import Measured, take_measurement
+from silo.photo.diagnosis import diagnose
 from silo.request import PRESETS, RestorationRequest, comes_blurred
 from silo.ui import mask_painter
 from silo.ui.adding import Adding

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from operators.files import sync
-from silo.muon import MuonAdamW
+from silo.training.muon import MuonAdamW
 
 _FILE = "state.safetensors"
 _NAME = re.compile(r"^step_(\d{8})$")

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from operators.jpeg import Jpeg, luma_coefficients
 from silo.images import middle
-from silo.jpeg_quality import find_compression
+from silo.photo.jpeg_quality import find_compression
 
 LOW = 4  # of the eight frequencies in each direction, those that blurred photos have most of
 MOST_KEPT = 0.999  # of coefficients: the rate of a Laplacian that keeps all is 0

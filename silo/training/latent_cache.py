@@ -36,11 +36,11 @@ from operators.files import replacing
 from operators.function import FUNCTION
 from operators.pixel import measure
 from silo.errors import Stopped
-from silo.interruption import signals_postponed
 from silo.prior import LatentPrior
-from silo.processes import Processes
 from silo.streams import stream
-from silo.training_pictures import TrainingPictures
+from silo.training.interruption import signals_postponed
+from silo.training.pictures import TrainingPictures
+from silo.training.processes import Processes
 
 FORMAT = 3
 SHARD = 64  # pictures

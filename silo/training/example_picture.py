@@ -10,7 +10,7 @@ from silo.data import Photo, center_crop
 from silo.images import save_png
 from silo.prior import LatentPrior
 from silo.restorer import Restorer
-from silo.validation import restore_simulated, side_by_side
+from silo.training.validation import restore_simulated, side_by_side
 
 LARGEST_SIDE = 256  # px; three such squares of a photo are less than 300 kB
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from operators.latent import LatentOperator
-from silo.latent_cache import LatentPairs
 from silo.prior import LatentPrior, PromptEmbedding
 from silo.schedule import noised, to_clean
+from silo.training.latent_cache import LatentPairs
 
 
 class Predicted(NamedTuple):

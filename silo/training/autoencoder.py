@@ -17,8 +17,8 @@ from torch import Tensor
 
 from silo.data import Photo, center_crop, random_crop, to_tensor
 from silo.lpips import LPIPS
-from silo.training_loop import TrainingLoop
-from silo.widening import widen_from
+from silo.training.loop import TrainingLoop
+from silo.training.widening import widen_from
 
 MOMENT_WEIGHT = 0.02
 LATENT_NOISE = 0.05

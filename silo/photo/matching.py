@@ -12,13 +12,13 @@ from torch import Tensor
 from operators.blur import Echoes, GaussianBlur, MotionBlur
 from operators.degradation import Degradation
 from operators.pixel_operator import PixelOperator
-from silo.blur import LEAST_SIDE, estimate_blur
 from silo.images import Fit, middle, to_pil
-from silo.jpeg_noise import estimate_jpeg_noise
-from silo.jpeg_quality import HIGHEST, find_compression
-from silo.noise import estimate_camera_noise, estimate_noise
-from silo.shake import Shake, estimate_shake
-from silo.turning import Turn, TurnedFit
+from silo.photo.blur import LEAST_SIDE, estimate_blur
+from silo.photo.jpeg_noise import estimate_jpeg_noise
+from silo.photo.jpeg_quality import HIGHEST, find_compression
+from silo.photo.noise import estimate_camera_noise, estimate_noise
+from silo.photo.shake import Shake, estimate_shake
+from silo.photo.turning import Turn, TurnedFit
 
 # A blur that is found to be within these multiples of what is expected is taken to be just that:
 # the estimate is no closer, and restorations are no better.

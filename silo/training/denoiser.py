@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from silo.captions import build_tokenizer, special_ids, token_ids
 from silo.data import Photo, pictures_fingerprint, to_tensor
 from silo.fingerprint import network_fingerprint
-from silo.training_loop import TrainingLoop
-from silo.widening import widen_from
+from silo.training.captions import build_tokenizer, special_ids, token_ids
+from silo.training.loop import TrainingLoop
+from silo.training.widening import widen_from
 
 AVERAGE_DECAY = 0.998
 ADAM_BETAS = (0.9, 0.99)

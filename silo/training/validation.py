@@ -14,12 +14,12 @@ from torch import Tensor
 from operators.catalog import TASKS, Task
 from silo.data import PhotoFile, center_crop
 from silo.images import save_png
-from silo.latent_cache import LatentCache, LatentPairs
 from silo.metrics import scores
-from silo.operator_prediction import Predicted
 from silo.prior import LatentPrior
 from silo.request import PRESETS, RestorationRequest
 from silo.restorer import Restorer, Result
+from silo.training.latent_cache import LatentCache, LatentPairs
+from silo.training.operator_prediction import Predicted
 
 # Of Algorithm 1, for operators that `quick` cannot use. Enough to rank them by, though not to
 # restore at their best; the loss alone does not rank operators.

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from silo import checkpoints
 from silo.errors import NumericalError, Stopped
-from silo.interruption import Interruption, signals_postponed
-from silo.muon import MuonAdamW
-from silo.training_log import TrainingLog
+from silo.training import checkpoints
+from silo.training.interruption import Interruption, signals_postponed
+from silo.training.log import TrainingLog
+from silo.training.muon import MuonAdamW
 
 if TYPE_CHECKING:  # it imports accelerate, which takes seconds
-    from silo.processes import Processes
+    from silo.training.processes import Processes
 
 GRADIENT_NORM = 1.0
 LOG_EVERY = 50
@@ -79,7 +79,7 @@ class TrainingLoop(Generic[Model]):
             checkpointing_steps: how many lie between two checkpoints.
             betas: AdamW's.
             weight_decay: AdamW's.
-            matrices: weights that Muon trains in place of AdamW (see `silo.muon`).
+            matrices: weights that Muon trains in place of AdamW (see `silo.training.muon`).
             schedule: of the learning rate, "cosine" (see `warmup_cosine`) or "constant".
             gradient_norm: longer gradients are shortened to it; None for never.
             checkpoints_total_limit: how many checkpoints are kept.

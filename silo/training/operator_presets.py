@@ -11,7 +11,7 @@ from operators.errors import OperatorError
 from operators.latent import LatentOperator, architectures
 from operators.readout import ReadoutOperator, ResidualReadoutOperator
 from silo.prior import LatentPrior
-from silo.training_pictures import PAPER_AUGMENTATION, Augmentation
+from silo.training.pictures import PAPER_AUGMENTATION, Augmentation
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from torch import Tensor
 
 from silo.errors import Unrestorable
 from silo.images import middle, to_pil
-from silo.jpeg_noise import estimate_jpeg_noise
-from silo.jpeg_quality import find_compression
-from silo.matching import find_blur, may_be_shaken
-from silo.noise import estimate_noise, estimate_noise_where_flat
-from silo.shake import estimate_shake
+from silo.photo.jpeg_noise import estimate_jpeg_noise
+from silo.photo.jpeg_quality import find_compression
+from silo.photo.matching import find_blur, may_be_shaken
+from silo.photo.noise import estimate_noise, estimate_noise_where_flat
+from silo.photo.shake import estimate_shake
 
 # In pixels: sharp photos are found to have up to 0.8, and noisy ones more.
 LEAST_BLUR, BLUR_OF_NOISE = 0.9, 10.0
@@ -26,7 +26,7 @@ def diagnose(photo: Tensor) -> str | None:
     """Find which damage to undo of what a photo shows; lost pixels do not show, and are marked.
 
     A shake or a blur goes first: noise and compression beside it are undone with it
-    (`silo.matching`), while to undo them alone would take what detail it has left. Then come
+    (`silo.photo.matching`), while to undo them alone would take what detail it has left. Then come
     compression, noise, and that the photo is small.
 
     Args:

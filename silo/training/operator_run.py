@@ -19,22 +19,22 @@ from operators.convolutional import PaperCNN
 from operators.files import write_whole
 from operators.latent import LatentOperator
 from silo.errors import BadCheckpoint, BadRequest
-from silo.example_picture import write_example
 from silo.folders import make_folder
 from silo.hub import CARD_NAME, EXAMPLE_NAME
 from silo.hub_dataset import HubDataset
-from silo.latent_cache import LatentCache, LatentPairs
 from silo.model_card import render_operator_card
-from silo.operator_prediction import Noising, Predicted, draw_noising, predict
-from silo.operator_presets import OperatorTraining, build_operator
 from silo.own_degradation import check_degradation
 from silo.prior import LatentPrior, PromptEmbedding
-from silo.processes import Processes
-from silo.tracking import Tracker
-from silo.training_log import TrainingLog
-from silo.training_loop import TrainingLoop
-from silo.training_pictures import TrainingPictures, spread
-from silo.validation import Restorations, latent_errors
+from silo.training.example_picture import write_example
+from silo.training.latent_cache import LatentCache, LatentPairs
+from silo.training.log import TrainingLog
+from silo.training.loop import TrainingLoop
+from silo.training.operator_prediction import Noising, Predicted, draw_noising, predict
+from silo.training.operator_presets import OperatorTraining, build_operator
+from silo.training.pictures import TrainingPictures, spread
+from silo.training.processes import Processes
+from silo.training.tracking import Tracker
+from silo.training.validation import Restorations, latent_errors
 
 WORKING_FOLDER = ".training"
 RECORD_NAME = "run.json"

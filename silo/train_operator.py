@@ -31,7 +31,7 @@ from silo.model_card import NO_LICENSE
 from silo.own_degradation import load_degradation
 from silo.prior import LatentPrior
 from silo.training.operator_presets import PRESETS, OperatorTraining
-from silo.training.operator_run import OperatorRun
+from silo.training.operator_run import OperatorRun, RunOptions
 from silo.training.options import add_mixed_precision, check_above_zero, pick_training_dtype
 from silo.training.pictures import Augmentation, TrainingPictures, spread
 from silo.training.processes import Processes
@@ -80,9 +80,9 @@ def main(argv: list[str] | None = None) -> int:
     prior = LatentPrior.load(arguments.pretrained_model_name_or_path, device=device, dtype=dtype)
     settings = _settings(arguments, prior)
     processes.share(settings.batch)
-    pictures = _pictures(photos, settings)
+    pictures, options = _pictures(photos, settings), _options(arguments)
     runs = [
-        OperatorRun(arguments, dataset, pictures, prior, task, source, settings, processes, dtype)
+        OperatorRun(task, prior, pictures, settings, options, processes, dtype, source, dataset)
         for task in tasks
     ]
     for run in runs:  # all of them, before the first one begins
@@ -140,6 +140,22 @@ def _settings(arguments: argparse.Namespace, prior: LatentPrior) -> OperatorTrai
     return settings
 
 
+def _options(arguments: argparse.Namespace) -> RunOptions:
+    return RunOptions(
+        arguments.output_dir,
+        latent_cache_dir=arguments.latent_cache_dir,
+        latent_space=arguments.latent_space,
+        preset=arguments.preset,
+        eta=arguments.eta,
+        license=arguments.license,
+        validation_steps=arguments.validation_steps,
+        num_validation_images=arguments.num_validation_images,
+        checkpointing_steps=arguments.checkpointing_steps,
+        checkpoints_total_limit=arguments.checkpoints_total_limit,
+        resume=arguments.resume_from_checkpoint == "latest",
+    )
+
+
 def _pictures(
     photos: dict[str, list[PhotoFile]], settings: OperatorTraining
 ) -> dict[str, TrainingPictures]:
@@ -176,7 +192,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--preset",
         choices=tuple(PRESETS),
-        default="fast",
+        default=RunOptions.preset,
         help=f"what the other options have by default; {presets}",
     )
     add("--pretrained_model_name_or_path", default="tiny", help="the prior")
@@ -200,15 +216,30 @@ def _parser() -> argparse.ArgumentParser:
     add_mixed_precision(parser)
     add("--eta", type=float, help="consistency scale to recommend at 1,000 steps")
     often = "after so many steps each; %(default)s by default"
-    add("--validation_steps", type=int, default=500, help=f"measure on held-out pictures {often}")
+    add(
+        "--validation_steps",
+        type=int,
+        default=RunOptions.validation_steps,
+        help=f"measure on held-out pictures {often}",
+    )
     add(
         "--num_validation_images",
         type=int,
-        default=4,
+        default=RunOptions.num_validation_images,
         help="restored at each validation, and an example for the card; %(default)s by default",
     )
-    add("--checkpointing_steps", type=int, default=200, help=f"save {often}")
-    add("--checkpoints_total_limit", type=int, default=2, help="kept; %(default)s by default")
+    add(
+        "--checkpointing_steps",
+        type=int,
+        default=RunOptions.checkpointing_steps,
+        help=f"save {often}",
+    )
+    add(
+        "--checkpoints_total_limit",
+        type=int,
+        default=RunOptions.checkpoints_total_limit,
+        help="kept; %(default)s by default",
+    )
     add(
         "--resume_from_checkpoint",
         choices=("latest", "none"),

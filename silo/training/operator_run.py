@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from collections.abc import Mapping
@@ -40,38 +39,69 @@ WORKING_FOLDER = ".training"
 RECORD_NAME = "run.json"
 
 
+@dataclass(frozen=True)
+class RunOptions:
+    """What does not decide an operator: where it goes, how it is watched, what its card says.
+
+    Attributes:
+        output_dir: its folder TASK will be the operator.
+        latent_cache_dir: of the latents; None for `output_dir`/.latents.
+        latent_space: the prior it is for, if another of the same latent space.
+        preset: what its card calls the settings.
+        eta: consistency scale to recommend at 1,000 steps; None for the task's.
+        license: of the operator, for its card.
+        validation_steps: measure on held-out pictures after so many steps each.
+        num_validation_images: restored at each validation, and an example for the card.
+        checkpointing_steps: save after so many steps each.
+        checkpoints_total_limit: how many are kept.
+        resume: whether to go on from the newest checkpoint.
+    """
+
+    output_dir: Path
+    latent_cache_dir: Path | None = None
+    latent_space: str | None = None
+    preset: str = "fast"
+    eta: float | None = None
+    license: str | None = None
+    validation_steps: int = 500
+    num_validation_images: int = 4
+    checkpointing_steps: int = 200
+    checkpoints_total_limit: int = 2
+    resume: bool = True
+
+
 @dataclass
 class OperatorRun:
     """The training of one operator.
 
     Attributes:
-        arguments: of the command line, for what does not decide the operator.
-        dataset: where the pictures come from, if from the Hub.
-        pictures: the crops of either side of the split, "train" and "held_out".
-        prior: in whose latent space it works.
         task: what degrades the pictures.
-        source: of the degradation, where it is a Python function.
+        prior: in whose latent space it works.
+        pictures: the crops of either side of the split, "train" and "held_out".
         settings: what decides the operator, its resolution included.
+        options: what does not.
         processes: those that train together.
         dtype: of the networks, and of the operator while it is trained.
+        source: of the degradation, where it is a Python function.
+        dataset: where the pictures come from, if from the Hub.
     """
 
-    arguments: argparse.Namespace
-    dataset: HubDataset | None
-    pictures: Mapping[str, TrainingPictures]
-    prior: LatentPrior
     task: Task
-    source: str | None
+    prior: LatentPrior
+    pictures: Mapping[str, TrainingPictures]
     settings: OperatorTraining
+    options: RunOptions
     processes: Processes
     dtype: torch.dtype
+    source: str | None = None
+    dataset: HubDataset | None = None
 
     def __post_init__(self) -> None:
         """Say which latents are needed; nothing is encoded yet."""
-        output: Path = self.arguments.output_dir
+        output = self.options.output_dir
         self._folder = output / self.task.name
         self._working = output / WORKING_FOLDER / self.task.name
-        self._latents_folder: Path = self.arguments.latent_cache_dir or output / ".latents"
+        self._latents_folder = self.options.latent_cache_dir or output / ".latents"
         self._cache, self._held_out = self._latents("train"), self._latents("held_out")
 
     def check(self) -> None:
@@ -85,7 +115,7 @@ class OperatorRun:
         """
         operator, native = self._untrained(), self.prior.native_size
         check_degradation(self.task.degradation, self._cache.side)
-        if self.arguments.num_validation_images and self._cache.side != native:
+        if self.options.num_validation_images and self._cache.side != native:
             check_degradation(self.task.degradation, native)
             if isinstance(operator, PaperCNN):
                 raise BadRequest(
@@ -103,7 +133,7 @@ class OperatorRun:
             NumericalError: the loss or its gradient is not finite; the last checkpoint is kept.
             Stopped: a signal asked to stop; the same call goes on from there.
         """
-        arguments, settings, prior = self.arguments, self.settings, self.prior
+        options, settings, prior = self.options, self.settings, self.prior
         if self.processes.is_main:
             self._begin()
         self.processes.wait()
@@ -120,10 +150,10 @@ class OperatorRun:
             learning_rate=settings.learning_rate,
             decay=settings.average_decay,
             seed=settings.seed,
-            checkpointing_steps=arguments.checkpointing_steps,
+            checkpointing_steps=options.checkpointing_steps,
             schedule=settings.schedule,
             gradient_norm=settings.gradient_norm,
-            checkpoints_total_limit=arguments.checkpoints_total_limit,
+            checkpoints_total_limit=options.checkpoints_total_limit,
             processes=self.processes,
             report=partial(tracker.log, "train"),
         )
@@ -137,7 +167,7 @@ class OperatorRun:
             with torch.autocast(prior.device.type, self.dtype, self.dtype != torch.float32):
                 predicted = predict(operator, prior, prompt, pairs, extra, share)
             loop.update({"l1": F.l1_loss(predicted.measured.float(), pairs.measured)})
-            due = loop.step % arguments.validation_steps == 0 and loop.step < settings.steps
+            due = loop.step % options.validation_steps == 0 and loop.step < settings.steps
             if due and self.processes.is_main:
                 self._validate(loop, prompt, log, tracker)
         self._say_trained(loop, first)
@@ -196,11 +226,11 @@ class OperatorRun:
 
         errors = latent_errors(held_out_prediction, self._held_out)
         results: dict[str, float | int | str] = {}
-        if self.arguments.num_validation_images:
+        if self.options.num_validation_images:
             folder = self._working / "operator"
             self._described(loop, errors, {}).save_pretrained(folder)
-            files = spread(self.pictures["held_out"].files, self.arguments.num_validation_images)
-            grid = self.arguments.output_dir / f"{self.task.name}.step_{loop.step:06d}.png"
+            files = spread(self.pictures["held_out"].files, self.options.num_validation_images)
+            grid = self.options.output_dir / f"{self.task.name}.step_{loop.step:06d}.png"
             results = Restorations(prior, self.task, files).run(folder, grid)
             tracker.show("validation/pictures", loop.step, grid)
         # Of the rest, the same is true at every step.
@@ -213,7 +243,7 @@ class OperatorRun:
         """Write the card's picture, where a restoration with the operator's own prior is wanted."""
         path = folder / EXAMPLE_NAME
         path.unlink(missing_ok=True)  # of an earlier training
-        if self.arguments.latent_space is not None or not self.arguments.num_validation_images:
+        if self.options.latent_space is not None or not self.options.num_validation_images:
             return None
         return write_example(path, self.prior, self.task, folder)
 
@@ -224,11 +254,11 @@ class OperatorRun:
         results: dict[str, float | int | str],
     ) -> LatentOperator:
         """The averaged weights, with what they were trained for and how well as metadata."""
-        operator, eta = loop.average, self.arguments.eta
+        operator, eta = loop.average, self.options.eta
         operator.metadata = {
             "task": self.task.name,
             "degradation": self.task.degradation.to_dict(),
-            "prior": published_prior_name(self.arguments.latent_space or self.prior.name),
+            "prior": published_prior_name(self.options.latent_space or self.prior.name),
             "rmse": errors["rmse"],
             "eta": self.task.eta if eta is None else eta,
             "noise_range": list(self.settings.noise_range),
@@ -236,7 +266,7 @@ class OperatorRun:
                 **asdict(self.settings),
                 "steps": loop.step,  # more than asked for, where a longer run was resumed
                 "mixed_precision": "no" if self.dtype == torch.float32 else "bf16",
-                "preset": self.arguments.preset,
+                "preset": self.options.preset,
                 "photos": len(self.pictures["train"].files),
                 **self._dataset_record(),
             },
@@ -245,9 +275,9 @@ class OperatorRun:
         }
         if self.source is not None:
             operator.metadata["source"] = self.source
-        if self.arguments.license is not None:
-            operator.metadata["license"] = self.arguments.license
-        if self.arguments.latent_space is not None:
+        if self.options.license is not None:
+            operator.metadata["license"] = self.options.license
+        if self.options.latent_space is not None:
             operator.metadata["trained_through"] = published_prior_name(self.prior.name)
         return operator
 
@@ -264,7 +294,7 @@ class OperatorRun:
 
     def _check_checkpoints(self) -> None:
         path, run = self._working / RECORD_NAME, self._record()
-        if self.arguments.resume_from_checkpoint == "none" or not path.is_file():
+        if not self.options.resume or not path.is_file():
             return
         found = json.loads(path.read_text())
         if found != run:
@@ -279,7 +309,7 @@ class OperatorRun:
 
     def _begin(self) -> None:
         """Make the folders, and say whose the checkpoints are."""
-        if self.arguments.resume_from_checkpoint == "none":
+        if not self.options.resume:
             shutil.rmtree(self._working, ignore_errors=True)
         for folder in (self._working, self._latents_folder):
             make_folder(folder)

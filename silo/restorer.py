@@ -198,6 +198,12 @@ class Restorer:
             notices=notices,
         )
 
+    def run(self, request: RestorationRequest) -> Result:
+        """Restore as `restore` does, to the end, without word of its progress."""
+        *_, result = self.restore(request)
+        assert isinstance(result, Result), "a restoration ends with its result"
+        return result
+
     def task(self, name: str) -> Task:
         """The catalog's task of this name, or else the one that the operator was trained for.
 

@@ -14,7 +14,7 @@ from silo.measured import take_measurement
 from silo.metrics import psnr
 from silo.prior import LatentPrior
 from silo.request import RestorationRequest
-from silo.restorer import Restorer, Result
+from silo.restorer import Restorer
 from tests.photos import as_jpeg, blurred, noisy, photo
 
 KINDS = [
@@ -91,10 +91,7 @@ def test_a_blurred_photo_may_be_a_jpeg_file_of_low_quality(
 ) -> None:
     clean = photo()
     came = as_jpeg(blurred(clean, std), quality)
-    *_, result = Restorer(prior).restore(
-        RestorationRequest("gaussian_blur", came, preset="quick", steps=4)
-    )
-    assert isinstance(result, Result)
+    result = Restorer(prior).run(RestorationRequest("gaussian_blur", came, preset="quick", steps=4))
     before, after = psnr(came, clean).item(), psnr(result.images, clean).item()
     print(f"std {std}, quality {quality}: {before:.2f} dB before, {after:.2f} dB after")
     assert after > before + gain
@@ -108,10 +105,7 @@ def test_a_shaken_photo_may_be_a_jpeg_file_of_low_quality(
 ) -> None:
     clean = photo()
     came = as_jpeg(MotionBlur(length=21, angle=0).forward(clean), quality)
-    *_, result = Restorer(prior).restore(
-        RestorationRequest("motion_blur", came, preset="quick", steps=4)
-    )
-    assert isinstance(result, Result)
+    result = Restorer(prior).run(RestorationRequest("motion_blur", came, preset="quick", steps=4))
     before, after = psnr(came, clean).item(), psnr(result.images, clean).item()
     print(f"shaken, quality {quality}: {before:.2f} dB before, {after:.2f} dB after")
     assert after > before + gain
@@ -122,10 +116,7 @@ def test_a_blurred_photo_may_be_noisy(prior: LatentPrior) -> None:
     clean, std = photo(), 3.0
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
     came = (blurred(clean, std) + 0.1 * noise).clamp(-1, 1)
-    *_, result = Restorer(prior).restore(
-        RestorationRequest("gaussian_blur", came, preset="quick", steps=4)
-    )
-    assert isinstance(result, Result)
+    result = Restorer(prior).run(RestorationRequest("gaussian_blur", came, preset="quick", steps=4))
     before, after = psnr(came, clean).item(), psnr(result.images, clean).item()
     print(f"std {std}, noise 0.05: {before:.2f} dB before, {after:.2f} dB after")
     assert after > before + 2

@@ -11,7 +11,7 @@ from operators.convolutional import CompactCNN
 from silo.errors import BadRequest, PriorFileError
 from silo.prior import LatentPrior
 from silo.request import RestorationRequest
-from silo.restorer import Restorer, Result
+from silo.restorer import Restorer
 
 
 @pytest.fixture
@@ -64,8 +64,7 @@ def test_a_restoration_with_a_pipeline_of_another_model_of_the_family(pipeline, 
     CompactCNN(4, width=8, blocks=1, groups=4).save_pretrained(tmp_path)
     restorer = Restorer(LatentPrior.from_pipe(pipeline, name="mine"), operator=tmp_path)
     request = RestorationRequest("gaussian_blur", torch.zeros(1, 3, 128, 128), steps=2)
-    *_, result = restorer.restore(request)
-    assert isinstance(result, Result)
+    result = restorer.run(request)
     assert result.parameters["prior"] == {"name": "mine", "revision": None}
     assert result.nfe == 2
     # The pipeline goes on drawing.

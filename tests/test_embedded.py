@@ -15,7 +15,7 @@ from silo.images import from_pil
 from silo.metrics import cpsnr, psnr
 from silo.prior import LatentPrior
 from silo.request import RestorationRequest
-from silo.restorer import Restorer, Result
+from silo.restorer import Restorer
 
 ROOT = Path(__file__).parent.parent
 EMBEDDED = ROOT / "silo" / "embedded"
@@ -80,8 +80,7 @@ def test_the_autoencoder_keeps_a_photo(prior: LatentPrior, photo: Tensor) -> Non
 @pytest.mark.parametrize("task", TASKS)
 def test_a_real_photo_is_restored(prior: LatentPrior, photo: Tensor, task: str) -> None:
     request = RestorationRequest(task, photo, simulate=True, preset="quick", seed=0)
-    *_, result = Restorer(prior).restore(request)
-    assert isinstance(result, Result)
+    result = Restorer(prior).run(request)
     assert result.measured.clean is not None
     restored = psnr(result.restored, result.measured.clean).item()
     assert restored > psnr(result.measured.full_size, result.measured.clean).item() - 5

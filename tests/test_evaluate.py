@@ -19,7 +19,6 @@ from silo import __version__, evaluate, inception
 from silo.__main__ import main
 from silo.data import PhotoFile, center_crop, iterate_photos, list_photos
 from silo.devices import describe_device
-from silo.evaluation import jobs
 from silo.evaluation.jobs import Store
 from silo.evaluation.plot import spread
 from silo.evaluation.protocols import Setting
@@ -31,6 +30,7 @@ from silo.images import load_image, save_png
 from silo.metric_weights import FILES, WEIGHTS_VARIABLE
 from silo.metrics import frechet_distance, psnr
 from silo.prior import LatentPrior
+from silo.restorer import Restorer
 from tests.hub_server import File, Hub
 
 ROOT = Path(__file__).parent.parent
@@ -112,7 +112,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
     arguments: list[str], out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call = [*arguments, "--tasks", "gaussian_blur"]
-    restore, started = jobs._run, []
+    restore, started = Restorer.run, []
 
     def stopping(*details):
         started.append(details)
@@ -120,7 +120,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
             raise KeyboardInterrupt
         return restore(*details)
 
-    monkeypatch.setattr(jobs, "_run", stopping)
+    monkeypatch.setattr(Restorer, "run", stopping)
     assert main(call) == 130
     assert not (out / "metrics.json").exists()
     rows = out / "rows-0.jsonl"

@@ -32,7 +32,7 @@ from silo.operator_listing import on_shelf
 from silo.own_degradation import load_degradation
 from silo.prior import LatentPrior
 from silo.request import RestorationRequest
-from silo.restorer import Restorer, Result
+from silo.restorer import Restorer
 from silo.training.operator_presets import OperatorTraining
 from tests.hub_server import File, Hub, Refusal, fail, lose_answer
 
@@ -158,11 +158,9 @@ def test_from_training_to_a_restoration_elsewhere(
     }
 
     request = RestorationRequest(TASK, torch.zeros(1, 3, 128, 128), simulate=True, steps=2)
-    *_, result = Restorer(tiny_prior, operator=there).restore(request)
-    assert isinstance(result, Result)
+    result = Restorer(tiny_prior, operator=there).run(request)
     assert result.parameters["operator"]["revision"] == repository.head
-    *_, same = Restorer(tiny_prior, operator=trained).restore(request)
-    assert isinstance(same, Result)
+    same = Restorer(tiny_prior, operator=trained).run(request)
     torch.testing.assert_close(result.restored, same.restored, rtol=0, atol=0)
 
 

@@ -142,9 +142,7 @@ def restorer() -> Restorer:
 
 
 def restore(restorer: Restorer, request: RestorationRequest) -> Result:
-    *_, result = restorer.restore(request)
-    assert isinstance(result, Result)
-    return result
+    return restorer.run(request)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,6 @@ from silo.operator_listing import on_shelf
 from silo.prior import LatentPrior
 from silo.prior_files import EMBEDDED_NAME, HUB_PRIORS, WEIGHTS
 from silo.request import RestorationRequest
-from silo.restorer import Result
 from silo.ui.adding import Added, Adding, parse_link
 from silo.ui.models import AUTOMATIC, MAX_KEPT, Models, check_simulated
 from silo.ui.saved_settings import Weights
@@ -93,8 +92,7 @@ def test_an_operator_of_the_hub_is_fetched_listed_and_restored_with(
     (label,) = [label for label, name in models.operators() if name == added.name]
     assert "motion_blur" in label and "MB here" in label and "mit" in label
     request = RestorationRequest("motion_blur", torch.zeros(1, 3, 64, 64), simulate=True, steps=1)
-    *_, result = models.restorer(None, added.name).restore(request)
-    assert isinstance(result, Result)
+    result = models.restorer(None, added.name).run(request)
     assert result.parameters["operator"] == {"name": added.name, "revision": head}
 
 
@@ -238,8 +236,7 @@ def test_an_operator_of_a_task_of_ones_own_is_added(
     request = RestorationRequest(
         "old_lens", torch.zeros(1, 3, 64, 64), degradation=task.degradation, steps=1
     )
-    *_, result = models.restorer(None, added.name).restore(request)
-    assert isinstance(result, Result)
+    models.restorer(None, added.name).run(request)
 
 
 def test_only_tasks_that_a_prior_has_an_operator_for_are_offered() -> None:
@@ -455,8 +452,7 @@ def test_what_is_on_the_shelf_is_listed_by_prior_and_task_and_can_be_chosen(
         assert re.fullmatch(r"own: .* MB here, licence unknown\)", labels[0])
     request = RestorationRequest("gaussian_blur", torch.zeros(1, 3, 64, 64), simulate=True, steps=1)
     restorer = models.restorer(None, "trained/own")
-    *_, result = restorer.restore(request)
-    assert isinstance(result, Result)
+    restorer.run(request)
 
 
 def test_a_shelf_operator_that_is_not_the_usual_one_is_found_again(

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from silo.prior import LatentPrior
 from silo.request import RestorationRequest
-from silo.restorer import Restorer, Result
+from silo.restorer import Restorer
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +21,8 @@ def restored(dtype: torch.dtype, photo: Tensor, sampler: str, steps: int, seed: 
     request = RestorationRequest(
         "super_resolution_x4", photo, sampler=sampler, steps=steps, seed=seed
     )
-    *_, result = restorer.restore(request)
-    assert isinstance(result, Result) and not result.notices
+    result = restorer.run(request)
+    assert not result.notices
     return result.images
 
 

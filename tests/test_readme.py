@@ -16,7 +16,7 @@ from silo.__main__ import COMMANDS, main
 from silo.prior import LatentPrior
 from silo.prior_files import HUB_PRIORS
 from silo.request import RestorationRequest
-from silo.restorer import Restorer, Result
+from silo.restorer import Restorer
 from silo.samplers import SAMPLERS
 
 ROOT = Path(__file__).parent.parent
@@ -58,8 +58,7 @@ def test_the_peer_that_it_adds_is_a_sampler(tiny_prior: LatentPrior) -> None:
             request = RestorationRequest(
                 "super_resolution_x4", picture, sampler="ldps", steps=4, hyperparameters=scales
             )
-            *_, result = Restorer(tiny_prior).restore(request)
-        assert isinstance(result, Result)
+            result = Restorer(tiny_prior).run(request)
         latents.append(result.restored)
     assert torch.equal(*latents)
 

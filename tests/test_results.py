@@ -10,7 +10,7 @@ from operators.catalog import TASKS
 from silo import __version__
 from silo.prior import LatentPrior
 from silo.request import RestorationRequest
-from silo.restorer import Restorer, Result
+from silo.restorer import Restorer
 from silo.samplers import SAMPLERS
 
 RECORDED = Path(__file__).with_name("results.json")
@@ -39,8 +39,7 @@ def restored(prior: LatentPrior, sampler: str, task: str) -> list[float]:
         sampler=sampler,
         steps=4,
     )
-    *_, result = Restorer(prior).restore(request)
-    assert isinstance(result, Result)
+    result = Restorer(prior).run(request)
     return [round(float(value), 4) for value in result.restored[0, :, 4::8, 4::8].flatten()]
 
 

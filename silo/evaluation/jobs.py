@@ -166,7 +166,7 @@ class Restoration(Job):
         device = self._restorer.prior.device
         bounded = reset_peak_memory(device)
         image = center_crop(loaded, self._size)[None]
-        result = _run(self._restorer, _request(self._setting, photo.caption, image))
+        result = self._restorer.run(_request(self._setting, photo.caption, image))
         memory = peak_memory(device) if bounded else None
         self._keep_source(photo, result, record)
         self._store.save(self.key, photo, result.images, result.parameters)
@@ -374,12 +374,6 @@ def _autoencoding_key(prior: str) -> str:
 
 def _accuracy_key(setting: Setting) -> str:
     return f"accuracy-{setting.key}"
-
-
-def _run(restorer: Restorer, request: RestorationRequest) -> Result:
-    *_, result = restorer.restore(request)
-    assert isinstance(result, Result), "a restoration ends with its result"
-    return result
 
 
 def _diversity(images: Tensor) -> float | None:

@@ -64,11 +64,13 @@ def test_scratches_are_found_on_photos(name: str, size: tuple[int, int]) -> None
     assert (1 - mask).mean() < 3 * where.mean() + 0.02
 
 
-def test_scratches_of_a_large_photo_are_marked_at_its_own_size() -> None:
-    picture, where = scratched(photo("coffee", 2000), 9)
+@pytest.mark.parametrize("width", [9, 25])
+def test_scratches_of_a_large_photo_are_marked_at_its_own_size(width: int) -> None:
+    picture, where = scratched(photo("coffee", 2000), width)
     mask = find_scratches(picture)
     assert mask.shape == where.shape
     assert ((1 - mask) * where).sum() / where.sum() > 0.8
+    assert (1 - mask).mean() < 2 * where.mean() + 0.04  # lights on the cup, too
 
 
 def test_a_photo_without_scratches_has_none() -> None:

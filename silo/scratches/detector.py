@@ -1,6 +1,7 @@
 """Finds the marks of a photo: the mask that somebody would have to paint."""
 
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -14,8 +15,12 @@ from silo.scratches.network import MULTIPLE, ScratchNet
 
 FOLDER = Path(__file__).parent / "embedded"
 LARGEST_SIDE = 1536  # px, of what is looked at: larger scans show their scratches still
+# px: large photos are looked at as small as this, too. The network knows marks of up to 6 pixels.
+SMALLER_SIDES, TIMES_SMALLER = (768, 384), 5 / 3
 # A mark is what is likely one throughout and somewhere surely: details that resemble one are not.
+# More of them do where a photo is seen smaller.
 LIKELY, SURE = 0.5, 0.98
+LIKELY_WIDE, SURE_WIDE = 0.6, 0.99
 RIM = 1  # px around a mark, which is soft there: what is left of it would be carried into the hole
 
 
@@ -32,23 +37,24 @@ def find_scratches(photo: Tensor) -> Tensor:
     Raises:
         Unrestorable: nothing is found.
     """
-    seen = photo.to("cpu", torch.float32)
     height, width = photo.shape[-2:]
-    scale = LARGEST_SIDE / max(height, width)
-    if scale < 1:
-        size = max(round(height * scale), 1), max(round(width * scale), 1)
-        seen = F.interpolate(seen, size, mode="bicubic", antialias=True).clamp(-1, 1)
-    rows, columns = seen.shape[-2:]
-    padding = (0, -columns % MULTIPLE, 0, -rows % MULTIPLE)
-    log_odds = _network()(F.pad(seen, padding, mode="replicate"))[0, 0, :rows, :columns]
-    found = apply_hysteresis_threshold(log_odds.sigmoid().numpy(), LIKELY, SURE)
-    if not found.any():
+    seen = photo.to("cpu", torch.float32)
+    marks = torch.zeros(1, 1, height, width)
+    likely, sure = LIKELY, SURE
+    for view in _views(seen):
+        rows, columns = view.shape[-2:]
+        padding = (0, -columns % MULTIPLE, 0, -rows % MULTIPLE)
+        log_odds = _network()(F.pad(view, padding, mode="replicate"))[0, 0, :rows, :columns]
+        found = apply_hysteresis_threshold(log_odds.sigmoid().numpy(), likely, sure)
+        found = torch.from_numpy(found)[None, None].float()
+        with_rim = F.max_pool2d(found, 2 * RIM + 1, stride=1, padding=RIM)
+        marks = torch.maximum(marks, F.interpolate(with_rim, (height, width)))
+        likely, sure = LIKELY_WIDE, SURE_WIDE
+    if not marks.any():
         raise Unrestorable(
             "No scratches, dust or creases were found: mark in white what is to be filled in."
         )
-    marks = torch.from_numpy(found)[None, None].float()
-    marks = F.max_pool2d(marks, 2 * RIM + 1, stride=1, padding=RIM)
-    return 1 - F.interpolate(marks, (height, width))
+    return 1 - marks
 
 
 def describe(mask: Tensor) -> str:
@@ -57,6 +63,20 @@ def describe(mask: Tensor) -> str:
     return (
         f"{share:.1%} of the photo was found to be scratched, dusty or creased, and is filled in."
     )
+
+
+def _views(photo: Tensor) -> Iterator[Tensor]:
+    """A photo (1, 3, H, W) as large as it is looked at, then smaller and smaller."""
+    height, width = photo.shape[-2:]
+    own = max(height, width)
+    largest = min(own, LARGEST_SIDE)
+    smaller = [side for side in SMALLER_SIDES if largest >= TIMES_SMALLER * side]
+    for side in (largest, *smaller):
+        if side == own:
+            yield photo
+            continue
+        size = max(round(height * side / own), 1), max(round(width * side / own), 1)
+        yield F.interpolate(photo, size, mode="bicubic", antialias=True).clamp(-1, 1)
 
 
 @functools.cache

@@ -50,7 +50,7 @@ def drag(page: Page, below: int = 0) -> None:
     x, y = middle_of_canvas(page)
     page.mouse.move(x - 40, y + below)
     page.mouse.down()
-    page.mouse.move(x + 40, y + below, steps=4)
+    page.mouse.move(x + 40, y + below)
     page.mouse.up()
 
 
@@ -179,7 +179,7 @@ def stroke_through(page: Page, box: Box) -> None:
     x, y = editor["x"] + (box[0] + box[2]) / 2, editor["y"] + (box[1] + box[3]) / 2
     page.mouse.move(x - 40, y)
     page.mouse.down()
-    page.mouse.move(x + 40, y, steps=4)
+    page.mouse.move(x + 40, y)
     page.mouse.up()
 
 

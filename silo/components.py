@@ -19,6 +19,7 @@ CLASSES: dict[str, dict[str, type]] = {
     "vae": {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny},
     "text_encoder": {"CLIPTextModel": CLIPTextModel},
 }
+HOOKS = ("_hf_hook", "_diffusers_hook")  # where accelerate and diffusers keep theirs
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 USE_STABLE_DIFFUSION = "use a text-to-image Stable Diffusion 1.x or 2.x model."
 
@@ -43,35 +44,37 @@ class Components:
 
 
 def of_pipeline(pipeline: DiffusionPipeline, name: str) -> Components:
-    """The parts of one of diffusers' pipelines, with whatever was loaded into them.
+    """The parts of one of diffusers' pipelines, with the weights that were loaded into them.
 
-    They are shared, not copied.
+    They are shared, not copied. Compiled ones are what they were compiled from: features are read
+    by hooks.
 
     Args:
         pipeline: with the parts of a StableDiffusionPipeline, on the device to compute on.
         name: what errors call it.
 
     Raises:
-        BadRequest: accelerate moves its parts about.
+        BadRequest: its networks are offloaded, or hooks change them otherwise.
         PriorFileError: a part is missing, or not Stable Diffusion's.
     """
     parts = pipeline.components
     needed = (*CLASSES, "tokenizer", "scheduler")
     if missing := [part for part in needed if parts.get(part) is None]:
         raise PriorFileError(f"{name} lacks {', '.join(missing)}: {USE_STABLE_DIFFUSION}")
-    for part in CLASSES:
-        class_of(name, part, type(parts[part]).__name__)
-        if hasattr(parts[part], "_hf_hook"):
+    networks = {part: getattr(parts[part], "_orig_mod", parts[part]) for part in CLASSES}
+    for part, network in networks.items():
+        if not isinstance(network, tuple(CLASSES[part].values())):
+            raise _unknown_class(name, part, type(network).__name__)
+        if any(hasattr(module, hook) for module in network.modules() for hook in HOOKS):
             raise BadRequest(
-                f"{name} is offloaded: leave enable_model_cpu_offload() out, since a prior keeps "
-                "what it does not use in the CPU's memory by itself where there is need."
+                f"{name} is offloaded, or hooks change its {part}: make the pipeline without, "
+                "since a prior offloads by itself where memory is short."
             )
-    configs = {part: parts[part].config for part in ("unet", "vae")}
-    configs["text_encoder"] = parts["text_encoder"].config.to_dict()
+    configs = {part: networks[part].config for part in ("unet", "vae")}
+    configs["text_encoder"] = networks["text_encoder"].config.to_dict()
     check_fit(name, configs, parts["scheduler"].config)
     return Components(
-        **{part: parts[part] for part in (*CLASSES, "tokenizer")},
-        scheduler_config=parts["scheduler"].config,
+        **networks, tokenizer=parts["tokenizer"], scheduler_config=parts["scheduler"].config
     )
 
 
@@ -81,12 +84,9 @@ def class_of(name: object, part: str, declared: str | None) -> type:
     Raises:
         PriorFileError: it may not; the message begins with the prior's `name`.
     """
-    known = CLASSES[part]
-    if declared not in known:
-        raise PriorFileError(
-            f"{name}: {part} is {declared}, not {' or '.join(known)}: {USE_STABLE_DIFFUSION}"
-        )
-    return known[declared]
+    if declared not in CLASSES[part]:
+        raise _unknown_class(name, part, declared)
+    return CLASSES[part][declared]
 
 
 def check_fit(
@@ -108,8 +108,13 @@ def check_fit(
     elif given := [key for key in extra if unet.get(key) is not None]:
         problem = f"the denoiser wants more than a text ({given[0]})"
     elif not isinstance(unet.get("sample_size"), int):
-        problem = "unet/config.json names no sample_size"
+        problem = "the denoiser's configuration names no sample_size"
     elif scheduler_config.get("prediction_type", "epsilon") not in PREDICTION_TYPES:
         problem = f"it predicts {scheduler_config['prediction_type']!r}"
     if problem is not None:
         raise PriorFileError(f"{name}: {problem}: {USE_STABLE_DIFFUSION}")
+
+
+def _unknown_class(name: object, part: str, found: str | None) -> PriorFileError:
+    known = " or ".join(CLASSES[part])
+    return PriorFileError(f"{name}: {part} is {found}, not {known}: {USE_STABLE_DIFFUSION}")

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from operators.pretrained import WEIGHTS_NAME
-from silo.prior_files import locate, weights_files
+from silo.prior_files import weights_files
 
 if TYPE_CHECKING:  # which fingerprints its autoencoder itself
     from silo.prior import LatentPrior
@@ -22,13 +22,16 @@ def weights_fingerprints(prior: LatentPrior, operator: str | Path | None) -> dic
     """The fingerprints of "prior" and "operator", None where there is none or a revision.
 
     Args:
-        prior: as it was loaded by its name.
+        prior: of files, those of its networks, which are asked for again and again; of a pipeline,
+            the networks themselves.
         operator: its folder or Hub id.
     """
     found: dict[str, str | None] = {"prior": None, "operator": None}
     if prior.revision is None:
-        folder, _ = locate(prior.name, None, prior.dtype)
-        found["prior"] = files_fingerprint(weights_files(folder, prior.dtype))
+        if prior.folder is None:
+            found["prior"] = prior.networks_hash
+        else:
+            found["prior"] = files_fingerprint(weights_files(prior.folder, prior.dtype))
     if operator is not None and Path(operator).is_dir():
         found["operator"] = files_fingerprint([Path(operator) / WEIGHTS_NAME])
     return found

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,9 @@ class LatentPrior:
     in their inputs. Hooks, counters and notices make a prior serve one restoration at a time.
 
     Attributes:
-        name: what it was loaded by.
-        revision: the Hub commit, or None for a folder.
+        name: what it was loaded by, or what a pipeline is called.
+        revision: the Hub commit, or None for a folder or a pipeline.
+        folder: where its files lie; None for a pipeline.
         device: where it computes.
         dtype: what its networks run in, `notices` aside.
         latent_channels: C of a latent.
@@ -96,6 +98,7 @@ class LatentPrior:
         *,
         name: str,
         revision: str | None = None,
+        folder: Path | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         """Freezes the components themselves and moves them to the device, in the dtype they have.
@@ -105,6 +108,7 @@ class LatentPrior:
         """
         self.name = name
         self.revision = revision
+        self.folder = folder
         self.device = torch.device(device)
         self.dtype: torch.dtype = components.unet.dtype
         # CPUs and tensor cores convolve faster with channels last; Apple's GPUs do not.
@@ -160,7 +164,7 @@ class LatentPrior:
         folder, commit = locate(name, revision, dtype)
         components = load_components(folder, dtype)
         try:
-            return cls(components, name=name, revision=commit, device=device)
+            return cls(components, name=name, revision=commit, folder=folder, device=device)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -170,15 +174,18 @@ class LatentPrior:
     def from_pipe(cls, pipeline: DiffusionPipeline, *, name: str | None = None) -> LatentPrior:
         """Takes the networks of one of diffusers' pipelines, LoRAs included, on its device.
 
-        They are shared, not copied, and frozen for good; the pipeline may still be used.
+        They are shared, not copied, and frozen for good; the pipeline may still be used. What is
+        given up when memory runs out (`silo.memory`) is given up for it, too: `pipeline.to(device)`
+        brings networks back that were put aside.
 
         Args:
-            pipeline: with the parts of a StableDiffusionPipeline.
+            pipeline: with the parts of a StableDiffusionPipeline. Of a compiled network what it was
+                compiled from is taken; textual inversions of several vectors are not expanded.
             name: what results call it, and by what operators that read its features are found; by
                 default what the pipeline was loaded by.
 
         Raises:
-            BadRequest: accelerate moves its parts about.
+            BadRequest: its networks are offloaded, or hooks change them otherwise.
             PriorFileError: it lacks a part, or is another kind of model's.
         """
         name = name or str(pipeline.name_or_path or type(pipeline).__name__)
@@ -337,6 +344,12 @@ class LatentPrior:
             return False
         self._vae.enable_tiling()
         return True
+
+    @cached_property
+    def networks_hash(self) -> str:
+        """SHA-256 of the weights of all networks; they are frozen."""
+        prints = [network_fingerprint(getattr(self, part)) for part in NETWORKS]
+        return hashlib.sha256("".join(prints).encode()).hexdigest()
 
     def autoencoder_hash(self) -> str:
         """SHA-256 of the autoencoder's configuration and weights, which decide the latents."""

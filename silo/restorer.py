@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -200,7 +201,8 @@ class Restorer:
 
     def run(self, request: RestorationRequest) -> Result:
         """Restore as `restore` does, to the end, without word of its progress."""
-        *_, result = self.restore(request)
+        # Events hold latents on the device: none is kept but the last.
+        (result,) = deque(self.restore(request), maxlen=1)
         assert isinstance(result, Result), "a restoration ends with its result"
         return result
 

@@ -143,9 +143,9 @@ def _settings(arguments: argparse.Namespace, prior: LatentPrior) -> OperatorTrai
 def _options(arguments: argparse.Namespace) -> RunOptions:
     return RunOptions(
         arguments.output_dir,
+        arguments.preset,
         latent_cache_dir=arguments.latent_cache_dir,
         latent_space=arguments.latent_space,
-        preset=arguments.preset,
         eta=arguments.eta,
         license=arguments.license,
         validation_steps=arguments.validation_steps,
@@ -192,7 +192,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--preset",
         choices=tuple(PRESETS),
-        default=RunOptions.preset,
+        default="fast",
         help=f"what the other options have by default; {presets}",
     )
     add("--pretrained_model_name_or_path", default="tiny", help="the prior")

@@ -8,6 +8,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_inpaint impo
 from torch import nn
 
 from operators.convolutional import CompactCNN
+from silo import components
 from silo.errors import BadRequest, PriorFileError
 from silo.prior import LatentPrior
 from silo.request import RestorationRequest
@@ -38,6 +39,9 @@ def test_what_is_loaded_into_a_pipeline_counts(pipeline, tiny_prior):
     prior = LatentPrior.from_pipe(pipeline, name="with a LoRA")
     assert prior.name == "with a LoRA"
     latents = torch.zeros(1, 4, 16, 16)
+    request = RestorationRequest("gaussian_blur", torch.zeros(1, 3, 128, 128), sampler="ldps")
+    prints = [Restorer(each).weights(request)["prior"] for each in (prior, tiny_prior)]
+    assert None not in prints and prints[0] != prints[1]
     changed, plain = (each.predict(latents, 500, each.embed("")) for each in (prior, tiny_prior))
     torch.testing.assert_close(changed.output, plain.output + 1)
 
@@ -73,9 +77,21 @@ def test_a_restoration_with_a_pipeline_of_another_model_of_the_family(pipeline, 
 
 
 def test_what_is_offloaded_is_refused(pipeline):
-    add_hook_to_module(pipeline.unet, ModelHook())
-    with pytest.raises(BadRequest, match="leave enable_model_cpu_offload"):
+    pipeline.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
+    with pytest.raises(BadRequest, match="make the pipeline without"):
         LatentPrior.from_pipe(pipeline)
+
+
+def test_what_accelerate_moves_is_refused(pipeline):
+    add_hook_to_module(pipeline.unet.mid_block, ModelHook())
+    with pytest.raises(BadRequest, match="hooks change its unet"):
+        LatentPrior.from_pipe(pipeline)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # torch's own use
+def test_of_a_compiled_network_what_it_was_is_taken(pipeline):
+    plain, pipeline.unet = pipeline.unet, torch.compile(pipeline.unet)
+    assert components.of_pipeline(pipeline, "x").unet is plain
 
 
 def test_other_pipelines_are_refused(pipeline):

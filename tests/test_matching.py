@@ -24,7 +24,7 @@ from silo.photo.noise import estimate_noise
 from silo.photo.turning import TurnedFit
 from silo.prior import LatentPrior
 from silo.request import RestorationRequest
-from silo.restorer import Restorer, Result
+from silo.restorer import Restorer
 from tests.photos import as_jpeg, as_of_a_camera, blurred, noisy, photo
 
 EXPECTED = Degradation("gaussian_blur")  # of std 3
@@ -141,10 +141,6 @@ def restorer() -> Restorer:
     return Restorer(LatentPrior.load("tiny"))
 
 
-def restore(restorer: Restorer, request: RestorationRequest) -> Result:
-    return restorer.run(request)
-
-
 @pytest.mark.parametrize(
     ("std", "told"),
     [
@@ -160,7 +156,7 @@ def test_a_photo_is_restored_however_blurred_it_is(
     clean = photo()
     came = noisy(blurred(clean, std))
     request = RestorationRequest("gaussian_blur", came, preset="quick")
-    result = restore(restorer, request)
+    result = restorer.run(request)
     before, after = psnr(came, clean).item(), psnr(result.images, clean).item()
     print(f"std {std}: {before:.2f} dB before, {after:.2f} dB after")
     assert after > (35 if std == 0 else before + 0.8)
@@ -172,12 +168,12 @@ def test_a_sharp_photo_that_is_called_shaken_is_doubted_and_keeps_its_colours(
 ) -> None:
     clean = photo()
     request = RestorationRequest("motion_blur", clean, preset="quick", steps=4)
-    result = restore(restorer, request)
+    result = restorer.run(request)
     assert any("damaged less" in line for line in result.notices)
-    (kept,) = restore(restorer, replace(request, keep_known=False)).images
+    (kept,) = restorer.run(replace(request, keep_known=False)).images
     # What is measured would else be undone to the last: to ripples of black and white.
     assert math.isclose(result.images.std().item(), kept.std().item(), rel_tol=0.3)
-    simulated = restore(restorer, replace(request, simulate=True))
+    simulated = restorer.run(replace(request, simulate=True))
     assert not simulated.notices
 
 
@@ -185,7 +181,7 @@ def test_a_sharp_photo_that_is_called_shaken_is_doubted_and_keeps_its_colours(
 def test_a_jpeg_file_of_any_quality_comes_back_no_worse(restorer: Restorer, quality: int) -> None:
     clean = photo()
     came = as_jpeg(clean, quality)
-    result = restore(restorer, RestorationRequest("jpeg_q10", came, preset="quick", steps=4))
+    result = restorer.run(RestorationRequest("jpeg_q10", came, preset="quick", steps=4))
     before, after = psnr(came, clean).item(), psnr(result.images, clean).item()
     assumed = psnr(Jpeg(10).explain(result.images, came, 0.01), clean).item()
     print(f"quality {quality}: {before:.2f} dB before, {after:.2f} dB after")
@@ -207,7 +203,7 @@ def test_of_a_large_photo_what_is_measured_comes_back_at_its_own_size(
     restorer: Restorer, task: str, damage: Callable[[Tensor], Tensor], least: float | None
 ) -> None:
     clean = torch.cat([photo("astronaut", 512), photo("coffee", 512)], dim=-1)
-    result = restore(restorer, RestorationRequest(task, damage(clean), preset="quick", steps=4))
+    result = restorer.run(RestorationRequest(task, damage(clean), preset="quick", steps=4))
     assert max(result.measured.fit.scaled) < 1024 and result.images.shape == clean.shape
     assert any("own size" in line for line in result.notices)
     before, after = psnr(result.measurement, clean).item(), psnr(result.images, clean).item()
@@ -225,7 +221,7 @@ def test_a_large_noisy_photo_is_kept_less_of_at_its_own_size(restorer: Restorer)
     request = RestorationRequest(
         "gaussian_blur", came.clamp(-1, 1), preset="quick", steps=4, blur_std=2
     )
-    result = restore(restorer, request)
+    result = restorer.run(request)
     original = result.measured.original
     assert original is not None and original.noise_sigma == pytest.approx(0.05, rel=0.2)
     assert psnr(result.images, clean).item() > psnr(came, clean).item() + 3
@@ -238,7 +234,7 @@ def test_a_photo_that_is_too_large_comes_back_scaled_up(
     monkeypatch.setattr(measured, "MOST_EXPLAINED", 600**2)
     for dtype in (torch.float16, torch.float64):
         came = as_jpeg(photo(side=700), 20).to(dtype)
-        result = restore(restorer, RestorationRequest(task, came, preset="quick", steps=2))
+        result = restorer.run(RestorationRequest(task, came, preset="quick", steps=2))
         assert result.measured.original is None and result.images.shape == came.shape
         assert psnr(result.images, came.to(result.images)).item() > 25
 
@@ -249,7 +245,7 @@ def test_a_caption_on_a_blurred_photo_does_not_ruin_it(restorer: Restorer) -> No
     came[..., 225:240:3, 20:180] = 1  # lines as thin as letters, near the rim
     request = RestorationRequest("gaussian_blur", came, preset="quick", steps=4, blur_std=3)
     kept, decoded = (
-        restore(restorer, replace(request, keep_known=keep)).images[..., :200, :]
+        restorer.run(replace(request, keep_known=keep)).images[..., :200, :]
         for keep in (True, False)
     )
     clean = clean[..., :200, :]
@@ -264,7 +260,7 @@ def test_any_straight_shake_is_undone(
 ) -> None:
     clean = photo("coffee", side)
     came = noisy(MotionBlur(121, length, angle).forward(clean))
-    result = restore(restorer, shaken_request(came))
+    result = restorer.run(shaken_request(came))
     assert result.images.shape == clean.shape
     (found,) = (line for line in result.notices if "shake" in line)
     assert re.search(rf"A shake of {length} pixels at {angle:.0f} degrees", found)
@@ -284,7 +280,7 @@ def test_any_straight_shake_is_undone(
     assert (draft is None) == (measured.fit.scale < 0.5) == (side == 700)
     if draft is not None:
         assert psnr(measured.fit.undo(draft), clean).item() > before + 2.5
-    decoded = restore(restorer, replace(shaken_request(came), keep_known=False))
+    decoded = restorer.run(replace(shaken_request(came), keep_known=False))
     assert decoded.images.shape == clean.shape
     assert decoded.measured.original is None and psnr(decoded.images, clean).item() > before - 3
 
@@ -295,7 +291,7 @@ def shaken_request(came: Tensor) -> RestorationRequest:
 
 def test_the_shake_that_is_expected_is_undone_as_it_is(restorer: Restorer) -> None:
     came = noisy(MotionBlur().forward(photo("coffee")))
-    measured = restore(restorer, shaken_request(came)).measured
+    measured = restorer.run(shaken_request(came)).measured
     assert torch.equal(measured.y, came) and measured.missing is None
     assert measured.degradation == Degradation("motion_blur")
     assert measured.notices() == ["A shake of 31 pixels at 45 degrees was found in the photo."]
@@ -309,7 +305,7 @@ def test_a_noisy_photo_keeps_its_detail_and_one_without_is_kept(
     for sigma, told in ((0.0, True), (0.05, False)):
         noise = 2 * sigma * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
         came = (clean + noise).clamp(-1, 1)
-        result = restore(restorer, RestorationRequest("denoising", came, preset="quick", steps=4))
+        result = restorer.run(RestorationRequest("denoising", came, preset="quick", steps=4))
         assert any("hardly any noise" in line for line in result.notices) == told
         before, after = psnr(came, clean).item(), psnr(result.images, clean).item()
         print(f"denoising {side} pixels, noise {sigma}: {before:.2f} dB before, {after:.2f} after")
@@ -337,8 +333,8 @@ def test_noise_that_a_camera_has_smoothed_is_taken_away(restorer: Restorer) -> N
     clean = photo("coffee")
     came = as_of_a_camera(clean, 0.05)
     request = RestorationRequest("denoising", came, preset="quick", steps=4)
-    result = restore(restorer, request)
-    white = restore(restorer, replace(request, noise_sigma=estimate_noise(to_pil(came))))
+    result = restorer.run(request)
+    white = restorer.run(replace(request, noise_sigma=estimate_noise(to_pil(came))))
     before, after, less = (psnr(x, clean).item() for x in (came, result.images, white.images))
     print(f"noise of a camera, 0.05: {before:.2f} dB before, {after:.2f} dB after")
     assert after > before + 2 and after > less + 1
@@ -347,6 +343,6 @@ def test_noise_that_a_camera_has_smoothed_is_taken_away(restorer: Restorer) -> N
 def test_of_a_tiny_photo_the_blur_is_assumed_and_told(restorer: Restorer) -> None:
     tiny = photo()[..., :48, :48]
     request = RestorationRequest("gaussian_blur", tiny, preset="quick", steps=2)
-    assert any("3 pixels are assumed" in line for line in restore(restorer, request).notices)
-    told = restore(restorer, replace(request, blur_std=0.0))
+    assert any("3 pixels are assumed" in line for line in restorer.run(request).notices)
+    told = restorer.run(replace(request, blur_std=0.0))
     assert not told.notices and psnr(told.images, tiny).item() > 30

@@ -14,7 +14,7 @@ from silo.data import list_photos
 from silo.errors import Unrestorable
 from silo.images import load_image, save_png
 from silo.metrics import psnr
-from silo.scratches.detector import find_scratches
+from silo.scratches.detector import _views, find_scratches
 from silo.scratches.drawing import LEAST_CHANGE, draw_marks
 from silo.scratches.network import ScratchNet
 from silo.scratches.training import ScratchTraining, train_scratches
@@ -62,6 +62,17 @@ def test_scratches_are_found_on_photos(name: str, size: tuple[int, int]) -> None
     assert mask.shape == where.shape and set(mask.unique().tolist()) == {0, 1}
     assert ((1 - mask) * where).sum() / where.sum() > 0.8
     assert (1 - mask).mean() < 3 * where.mean() + 0.02
+
+
+@pytest.mark.parametrize(
+    ("side", "seen"),
+    [(639, [639]), (640, [640, 384]), (1279, [1279, 384]), (1280, [1280, 768, 384])]
+    + [(4000, [1536, 768, 384])],
+)
+def test_large_photos_are_looked_at_smaller_too(side: int, seen: list[int]) -> None:
+    views = list(_views(torch.zeros(1, 3, 1, side)))
+    assert [view.shape[-1] for view in views] == seen
+    assert all(view.shape[-2] == 1 for view in views)
 
 
 @pytest.mark.parametrize("width", [9, 25])

@@ -1,1 +1,1 @@
-"""The machinery behind `train-operator` and `train-prior`."""
+"""The machinery behind the `train-*` commands."""

@@ -45,9 +45,9 @@ class RunOptions:
 
     Attributes:
         output_dir: its folder TASK will be the operator.
+        preset: what its card calls the settings.
         latent_cache_dir: of the latents; None for `output_dir`/.latents.
         latent_space: the prior it is for, if another of the same latent space.
-        preset: what its card calls the settings.
         eta: consistency scale to recommend at 1,000 steps; None for the task's.
         license: of the operator, for its card.
         validation_steps: measure on held-out pictures after so many steps each.
@@ -58,9 +58,9 @@ class RunOptions:
     """
 
     output_dir: Path
+    preset: str
     latent_cache_dir: Path | None = None
     latent_space: str | None = None
-    preset: str = "fast"
     eta: float | None = None
     license: str | None = None
     validation_steps: int = 500

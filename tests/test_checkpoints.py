@@ -68,7 +68,7 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
 
 def test_a_kill_in_the_middle_of_saving_loses_nothing(tmp_path: Path) -> None:
     script = (
-        "import sys, torch; from pathlib import Path; from silo import checkpoints\n"
+        "import sys, torch; from pathlib import Path; from silo.training import checkpoints\n"
         "for step in range(1, 100000):\n"
         "    checkpoints.save(Path(sys.argv[1]), step, {'w': torch.full((200000,), float(step))})\n"
         "    print(step, flush=True)\n"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,13 +14,13 @@ from typing import Any
 import torch
 from diffusers.models.attention_processor import SlicedAttnProcessor
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from torch import Tensor, nn
+from torch import Tensor
 
 from silo.components import Components, of_pipeline
 from silo.errors import HubUnavailable, NumericalError, OutOfMemory, PriorFileError
+from silo.features import captured_features, feature_channels
 from silo.fingerprint import network_fingerprint
 from silo.memory import is_out_of_memory
 from silo.prior_files import EMBEDDED_NAME, load_components, locate
@@ -274,7 +273,7 @@ class LatentPrior:
 
         def run(latents: Tensor) -> tuple[Tensor, ...]:
             noisy = self._cast(torch.cat([latents] * len(halves)), self._unet)
-            with _captured(self._unet, features) as captured:
+            with captured_features(self._unet, features) as captured:
                 output = self._unet(
                     noisy, times, encoder_hidden_states=text.to(self._unet.dtype)
                 ).sample
@@ -442,31 +441,3 @@ def alphas_cumprod(scheduler_config: Any) -> Tensor:
             f"scheduler_config.json holds no noise schedule ({error}): use Stable Diffusion's."
         ) from error
     return (1 - scheduler.betas.double()).cumprod(0)
-
-
-def decoder_resnets(unet: UNet2DConditionModel) -> list[nn.Module]:
-    """The residual blocks of the denoiser's decoder, coarse to fine; 12 in SD 1.x."""
-    blocks: Any = unet.up_blocks
-    return [resnet for block in blocks for resnet in block.resnets]
-
-
-def feature_channels(unet: UNet2DConditionModel) -> list[int]:
-    """Channels of each decoder feature: 1280 x 6, 640 x 3, 320 x 3 in SD 1.x."""
-    blocks: list[Any] = decoder_resnets(unet)
-    return [len(resnet.conv2.weight) for resnet in blocks]  # LoRAs wrap layers, not weights
-
-
-@contextmanager
-def _captured(unet: UNet2DConditionModel, wanted: bool) -> Iterator[list[Tensor]]:
-    """Collects what the decoder's residual blocks add to their shortcuts: the output of conv2."""
-    features: list[Tensor] = []
-    resnets: list[Any] = decoder_resnets(unet) if wanted else []
-    handles = [
-        resnet.conv2.register_forward_hook(lambda module, args, output: features.append(output))
-        for resnet in resnets
-    ]
-    try:
-        yield features
-    finally:
-        for handle in handles:
-            handle.remove()

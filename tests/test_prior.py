@@ -12,11 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from silo import hub, prior_files
 from silo.errors import HubUnavailable, NumericalError, PriorFileError, UnknownPrior
+from silo.features import decoder_resnets, feature_channels
 from silo.prior import (
     LatentPrior,
     alphas_cumprod,
-    decoder_resnets,
-    feature_channels,
     load_or_embedded,
 )
 from silo.prior_files import HUB_PRIORS, load_components

@@ -39,7 +39,7 @@ def find_scratches(photo: Tensor) -> Tensor:
     """
     height, width = photo.shape[-2:]
     seen = photo.to("cpu", torch.float32)
-    marks = torch.zeros(1, 1, height, width)
+    marks: Tensor | None = None  # on the largest view
     likely, sure = LIKELY, SURE
     for view in _views(seen):
         rows, columns = view.shape[-2:]
@@ -48,13 +48,18 @@ def find_scratches(photo: Tensor) -> Tensor:
         found = apply_hysteresis_threshold(log_odds.sigmoid().numpy(), likely, sure)
         found = torch.from_numpy(found)[None, None].float()
         with_rim = F.max_pool2d(found, 2 * RIM + 1, stride=1, padding=RIM)
-        marks = torch.maximum(marks, F.interpolate(with_rim, (height, width)))
+        marks = (
+            with_rim
+            if marks is None
+            else torch.maximum(marks, F.interpolate(with_rim, marks.shape[-2:]))
+        )
         likely, sure = LIKELY_WIDE, SURE_WIDE
+    assert marks is not None, "a photo has a view"
     if not marks.any():
         raise Unrestorable(
             "No scratches, dust or creases were found: mark in white what is to be filled in."
         )
-    return 1 - marks
+    return 1 - F.interpolate(marks, (height, width))
 
 
 def describe(mask: Tensor) -> str:

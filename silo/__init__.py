@@ -2,4 +2,4 @@
 
 # Raised whenever a restoration's or a measurement's numbers change: results of another version are
 # not taken for done.
-__version__ = "0.14.0"
+__version__ = "0.15.0"

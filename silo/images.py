@@ -224,11 +224,15 @@ def fit(
 
     Raises:
         BadImage: the restored picture would have more than MAX_PIXELS.
+        BadRequest: no picture of `max_pixels` or less has such sides.
     """
     unit = multiple // gcd(multiple, factor)
     cells = max_pixels // (factor * unit) ** 2
     if cells < 1:
-        raise ValueError(f"max_pixels={max_pixels} is below one grid cell of {factor * unit}^2.")
+        raise BadRequest(
+            f"no picture of fewer than {factor * unit} x {factor * unit} pixels can be worked on: "
+            "raise the working size."
+        )
     height, width = pixels.shape[-2:]
     if height * width * factor**2 > MAX_PIXELS:
         raise BadImage(

@@ -69,7 +69,7 @@ def fit(mask: Tensor, plan: Fit) -> Tensor:
         (height, width), known = plan.scaled, mask.mean().item()
         raise BadMask(
             f"{known:.0%} of the picture is known, but nothing of it where it is scaled to "
-            f"{width} x {height} pixels, as large as this prior works: cut out a part, and scale "
-            "that down with its mask."
+            f"{width} x {height} pixels to be worked on: raise the working size, or cut out a "
+            "part, and scale that down with its mask."
         )
     return plan.pad(1 - hole)

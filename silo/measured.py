@@ -18,14 +18,15 @@ from silo.photo.filling import keep_known
 from silo.photo.matching import NOISE, Matched, has_unexplained, match
 from silo.photo.noise import estimate_noise
 from silo.photo.turning import TurnedFit
-from silo.prior import LatentPrior
+from silo.prior import WINDOW_RATIO, LatentPrior
 from silo.request import RestorationRequest
 from silo.streams import stream
 
-# Pictures of up to twice the prior's side are worked on at their own size, larger ones scaled down:
-# beyond that a Stable Diffusion prior repeats its subjects, and memory grows with the area.
-LARGEST_SIDE_RATIO = 2
-# Those with a strong blur are scaled down to no less than this.
+# Detail that these have lost is painted in at up to so many pixels; the others leave a large photo
+# most of what it has, or see too little of what is around a hole (hub_cards/photos.md).
+WORKING_SIZE = 1024
+LOSE_DETAIL = ("gaussian_blur", "motion_blur", "super_resolution", "function")
+# Photos with a strong blur are scaled down to no less than this, times the prior's side.
 SMALLEST_SIDE_RATIO = 0.5
 MOST_EXPLAINED = 16_000_000  # pixels of a picture; larger ones come back scaled up
 LEAST_DRAFTED = 0.5  # turned photos that are scaled down further have no draft
@@ -261,7 +262,7 @@ def _simulated(
     clean, plan = fit(
         photo,
         multiple=math.lcm(prior.size_multiple, operator.downscale),  # or it has no smaller size
-        max_pixels=_max_pixels(prior),
+        max_pixels=working_size(request, prior) ** 2,
     )
     if given is not None:
         mask = masks.fit(given, plan)
@@ -289,7 +290,7 @@ def _shown(
         return fit(
             pixels,
             multiple=prior.size_multiple,
-            max_pixels=_max_pixels(prior),
+            max_pixels=working_size(request, prior) ** 2,
             max_side=max_side,
             factor=operator.downscale,
         )
@@ -337,8 +338,21 @@ def _original(
     return Original(photo, None, matched.as_it_came)
 
 
-def _max_pixels(prior: LatentPrior) -> int:
-    return (LARGEST_SIDE_RATIO * prior.native_size) ** 2
+def working_size(request: RestorationRequest, prior: LatentPrior) -> int:
+    """The side, in pixels, of a square as large as the largest picture that is not scaled down."""
+    usual = usual_working_size(request.effective_degradation.kind, prior.native_size)
+    return request.working_size or usual
+
+
+def usual_working_size(kind: str, native_size: int) -> int:
+    """The same where none is asked for, for a kind of damage and a prior: a window of it or more.
+
+    Args:
+        kind: `Degradation.kind`.
+        native_size: of the prior, in pixels.
+    """
+    window = WINDOW_RATIO * native_size
+    return max(window, WORKING_SIZE) if kind in LOSE_DETAIL else window
 
 
 def measurement_generator(seed: int) -> torch.Generator:

@@ -130,8 +130,8 @@ def _save(prior: LatentPrior, rungs: Sequence[Rung]) -> None:
             prior.notices.append(rung.notice)
             return
     raise OutOfMemory(
-        f"{prior.device} ran out of memory, and nothing that saves some is left: restore a smaller "
-        "picture, or choose the preset quick, bfloat16 or another device."
+        f"{prior.device} ran out of memory, and nothing that saves some is left: choose a "
+        "smaller working size or picture, the preset quick, bfloat16 or another device."
     )
 
 

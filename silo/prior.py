@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,14 @@ from silo.features import captured_features, feature_channels
 from silo.fingerprint import network_fingerprint
 from silo.memory import is_out_of_memory
 from silo.prior_files import EMBEDDED_NAME, load_components, locate
+from silo.windows import in_windows
 
 SIGMA_EMBEDDING_RANGE = (
     0.1  # noise std, in [-1, 1] units, that is embedded as the last timestep, 999
 )
+Network = Callable[[Any, Tensor], tuple[Tensor, ...]]  # run by a network, on an input
 NETWORKS = ("_vae", "_unet", "_text_encoder")
+WINDOW_RATIO = 2  # the side of the pictures that are denoised as a whole over the native one
 
 
 @dataclass(frozen=True)
@@ -202,13 +205,14 @@ class LatentPrior:
         self.encodes += 1
         scale = self._vae.config.scaling_factor
 
-        def run(images: Tensor) -> tuple[Tensor]:
-            encoded = self._vae.encode(self._cast(images, self._vae))
-            if isinstance(self._vae, AutoencoderTiny):
+        def run(vae: Any, images: Tensor) -> tuple[Tensor]:
+            encoded = vae.encode(self._cast(images, vae))
+            if isinstance(vae, AutoencoderTiny):
                 return (encoded.latents.float() * scale,)
             return (encoded.latent_dist.mode().float() * scale,)
 
-        return self._finite("_vae", "the encoder", run, images)[0]
+        windowed = self._in_windows(run, 1, self.scale_factor)
+        return self._finite("_vae", "the encoder", windowed, images)[0]
 
     def decode(self, latents: Tensor, *, clamp: bool = True) -> Tensor:
         """Pictures x = D(z / scaling_factor).
@@ -226,10 +230,11 @@ class LatentPrior:
         self.decodes += 1
         scale = self._vae.config.scaling_factor
 
-        def run(latents: Tensor) -> tuple[Tensor]:
-            return (self._vae.decode(self._cast(latents / scale, self._vae)).sample.float(),)
+        def run(vae: Any, latents: Tensor) -> tuple[Tensor]:
+            return (vae.decode(self._cast(latents / scale, vae)).sample.float(),)
 
-        (images,) = self._finite("_vae", "the decoder", run, latents)
+        windowed = self._in_windows(run, self.scale_factor, 1)
+        (images,) = self._finite("_vae", "the decoder", windowed, latents)
         if not torch.isfinite(images).all():
             raise NumericalError(
                 "the sampler diverged: guide it less (a smaller eta or omega), or take more steps."
@@ -256,6 +261,10 @@ class LatentPrior:
     ) -> Prediction:
         """Evaluates the denoiser once, with both halves of classifier-free guidance in one batch.
 
+        Latents of more than a picture of WINDOW_RATIO times the native side are evaluated in
+        windows, lest subjects repeat and attention grow with the square of the area; such pictures
+        are encoded and decoded so, too.
+
         Args:
             latents: (B, C, h, w) noisy latents z_t.
             t: the timestep, from 0 to T - 1; or (B,), one for each latent.
@@ -271,15 +280,15 @@ class LatentPrior:
         else:
             times = t.to(self.device, torch.long).expand(batch).repeat(len(halves))
 
-        def run(latents: Tensor) -> tuple[Tensor, ...]:
-            noisy = self._cast(torch.cat([latents] * len(halves)), self._unet)
-            with captured_features(self._unet, features) as captured:
-                output = self._unet(
-                    noisy, times, encoder_hidden_states=text.to(self._unet.dtype)
-                ).sample
+        def run(unet: Any, latents: Tensor) -> tuple[Tensor, ...]:
+            noisy = self._cast(torch.cat([latents] * len(halves)), unet)
+            with captured_features(unet, features) as captured:
+                output = unet(noisy, times, encoder_hidden_states=text.to(unet.dtype)).sample
             return output.float(), *(feature[-batch:].float() for feature in captured)
 
-        output, *captured = self._finite("_unet", "the denoiser", run, latents)
+        multiple = self.size_multiple // self.scale_factor
+        windowed = self._in_windows(run, self.scale_factor, multiple)
+        output, *captured = self._finite("_unet", "the denoiser", windowed, latents)
         if prompt.uncond is not None:
             negative, positive = output.chunk(2)
             output = negative + prompt.guidance_scale * (positive - negative)
@@ -370,8 +379,8 @@ class LatentPrior:
         )["input_ids"]
         tokens = torch.tensor(rows[:1], device=self.device)
 
-        def run(tokens: Tensor) -> tuple[Tensor]:
-            return (self._text_encoder(tokens).last_hidden_state.float(),)
+        def run(text_encoder: Any, tokens: Tensor) -> tuple[Tensor]:
+            return (text_encoder(tokens).last_hidden_state.float(),)
 
         (hidden,) = self._finite("_text_encoder", "the text encoder", run, tokens)
         return hidden, len(rows) > 1
@@ -387,21 +396,28 @@ class LatentPrior:
             elif other != "_unet" or not torch.is_grad_enabled():  # a gradient may yet pass it
                 getattr(self, other).to("cpu")
 
+    def _in_windows(self, run: Network, pixels: int, multiple: int) -> Network:
+        """The same in windows, of inputs whose elements are so many pixels wide."""
+        side = WINDOW_RATIO * self.native_size // pixels
+        return lambda network, inputs: in_windows(
+            partial(run, network), inputs, side=side, multiple=multiple
+        )
+
     def _finite(
         self,
         part: str,
         title: str,
-        run: Callable[[Tensor], tuple[Tensor, ...]],
+        run: Network,
         inputs: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Returns run(inputs); if float16 overflows, makes the network float32 for good.
+        """Returns run(network, inputs); if float16 overflows, makes the network float32 for good.
 
         By a copy, since gradients of earlier calls still need the weights as they were. What has
         float32's range is not asked, since the answer would have to wait for the GPU.
         """
         self._place(part)
         network = getattr(self, part)
-        outputs = run(inputs)
+        outputs = run(network, inputs)
         if network.dtype != torch.float16 or torch.isfinite(outputs[0]).all():
             return outputs
         if not torch.isfinite(inputs).all():  # no precision helps
@@ -409,8 +425,9 @@ class LatentPrior:
         self.notices.append(
             f"{title} overflowed in {self.dtype}; it now runs in float32, which is slower."
         )
-        setattr(self, part, deepcopy(network).float())
-        return run(inputs)
+        network = deepcopy(network).float()
+        setattr(self, part, network)
+        return run(network, inputs)
 
 
 def load_or_embedded(

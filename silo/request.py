@@ -32,6 +32,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
     }
 )
 MAX_STEPS = 1000
+MIN_WORKING_SIZE, MAX_WORKING_SIZE = 256, 4096  # px
 MAX_SAMPLES = 16
 MAX_ITERATIONS = 10_000
 MAX_SEED = 2**32 - 1
@@ -71,6 +72,9 @@ class RestorationRequest:
         keep_known: keep what is measured: known pixels as they are, and their tones in the hole; of
             other damage what it has left, as far as noise allows (`PixelOperator.explain`).
             Without, as in the paper, everything comes out of the decoder.
+        working_size: pictures of more pixels than this squared, 256 to 4096, are worked on scaled
+            down to so many. With a larger one finer detail is painted in, in a time that grows with
+            the area. None for what suits the damage (`silo.measured.usual_working_size`).
         clamp: bound on each element of the guidance gradient; None for none; as `eta`.
         hyperparameters: of the other samplers, by name, in place of their published ones.
         samples: how many restorations of the picture; sample i is seeded with seed + i.
@@ -96,6 +100,7 @@ class RestorationRequest:
     noise_sigma: float | None = None
     blur_std: float | None = None
     keep_known: bool = True
+    working_size: int | None = None
     clamp: float | None = None
     hyperparameters: Mapping[str, float | int] = field(default_factory=dict)
     samples: int = 1
@@ -129,6 +134,8 @@ class RestorationRequest:
                 raise BadRequest(
                     "blur_std is for photos that a Gaussian blur has damaged already: leave it out."
                 )
+        if self.working_size is not None:
+            _check_integer("working_size", self.working_size, MIN_WORKING_SIZE, MAX_WORKING_SIZE)
         if self.clamp is not None:
             _check_number("clamp", self.clamp, 1e-6, 1000)
         self._check_hyperparameters()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -23,7 +24,7 @@ from silo.devices import dtype_name, generators
 from silo.errors import BadRequest
 from silo.fingerprint import weights_fingerprints
 from silo.images import to_pil
-from silo.measured import Measured, take_measurement
+from silo.measured import LOSE_DETAIL, Measured, take_measurement, working_size
 from silo.memory import (
     DIFFERENTIATING,
     EVALUATING,
@@ -33,7 +34,7 @@ from silo.memory import (
     within_memory,
 )
 from silo.prior import LatentPrior
-from silo.request import RestorationRequest
+from silo.request import MAX_WORKING_SIZE, RestorationRequest
 from silo.samplers import SAMPLERS
 from silo.samplers.problem import Problem, Step
 from silo.schedule import spaced
@@ -41,6 +42,7 @@ from silo.schedule import spaced
 # The paper bounds the measurement latent (section 4.1): SD 1.5's latents stay within +-4.
 MEASUREMENT_LATENT_BOUND = 4.0
 LEAST_KNOWN_LEFT = 0.5  # of what is known, after scaling; a result with less says so
+NEARLY = 0.8  # of the working size is used where it is what a picture was scaled down for
 PAPER_STEPS = 1000  # what the paper's consistency scales are for
 
 
@@ -183,7 +185,7 @@ class Restorer:
             notices.append(f"Memory ran out: the samples were made in {len(batches)} batches.")
         if problem.prompt.truncated:
             notices.append("The prompt is longer than the prior reads; its end was ignored.")
-        notices += [*measured.notices(), *_scaling_notices(request, measured)]
+        notices += [*measured.notices(), *self._scaling_notices(request, measured)]
         seconds = time.perf_counter() - started
         nfe, encodes, decodes = (
             now - then for now, then in zip(_calls(self.prior), before, strict=True)
@@ -243,6 +245,7 @@ class Restorer:
             "steps": request.effective_steps,
             "eta": self._eta(request),
             "keep_known": request.keep_known,
+            "working_size": working_size(request, self.prior),
             "clamp": request.clamp,
             "hyperparameters": request.effective_hyperparameters,
             "noise_sigma": request.effective_noise_sigma,
@@ -323,6 +326,25 @@ class Restorer:
             decoded = _decode(self.prior, _encode(self.prior, draft)).cpu()
         return measured.finish(decoded)
 
+    def _scaling_notices(self, request: RestorationRequest, measured: Measured) -> list[str]:
+        """What a picture that was scaled down is told to have lost."""
+        if measured.fit.scaled == measured.fit.original:
+            return []
+        height, width = measured.fit.scaled
+        notices = [f"The picture was worked on at {width}x{height} pixels."]
+        size, worked_on = working_size(request, self.prior), math.prod(measured.fit.working)
+        # A strong blur or a long shake is worked on smaller than that.
+        is_filled = worked_on > NEARLY * size**2 and size < MAX_WORKING_SIZE
+        if is_filled and request.effective_degradation.kind in LOSE_DETAIL:
+            notices.append("A larger working size brings finer detail, and takes longer.")
+        if measured.original is not None:
+            notices.append("What is known of it comes back at its own size.")
+        if request.mask is not None and measured.mask is not None:
+            known, left = float(request.mask.float().mean()), float(measured.mask.mean())
+            if left < LEAST_KNOWN_LEFT * known:
+                notices.append(f"There {left:.1%} is wholly known, at full size {known:.0%}.")
+        return notices
+
     def _eta(self, request: RestorationRequest) -> float | None:
         """The consistency scale: asked for, or the sampler's, the operator's or the task's.
 
@@ -393,21 +415,6 @@ class Restorer:
                 )
             self._operators[task] = operator.requires_grad_(False)
         return self._operators[task]
-
-
-def _scaling_notices(request: RestorationRequest, measured: Measured) -> list[str]:
-    """What a picture that was scaled down is told to have lost."""
-    if measured.fit.scaled == measured.fit.original:
-        return []
-    height, width = measured.fit.scaled
-    notices = [f"The picture was worked on at {width}x{height} pixels."]
-    if measured.original is not None:
-        notices.append("What is known of it comes back at its own size.")
-    if request.mask is not None and measured.mask is not None:
-        known, left = float(request.mask.float().mean()), float(measured.mask.mean())
-        if left < LEAST_KNOWN_LEFT * known:
-            notices.append(f"There {left:.1%} is wholly known, at full size {known:.0%}.")
-    return notices
 
 
 def _encode(prior: LatentPrior, images: Tensor) -> Tensor:

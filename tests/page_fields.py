@@ -9,7 +9,7 @@ import gradio as gr
 from silo.prior import LatentPrior
 from silo.prior_files import EMBEDDED_NAME
 from silo.ui import inputs, outputs
-from silo.ui.inputs import Settings, Tools
+from silo.ui.inputs import USUAL_SIZE, Settings, Tools
 from silo.ui.models import AUTOMATIC, Models
 from silo.ui.outputs import Outputs
 from silo.ui.preparing import Preparing
@@ -60,6 +60,7 @@ class Page:
             fields.source: source,
             fields.prior: prior,
             fields.operator: operator,
+            fields.working_size: USUAL_SIZE,
             self.outputs.clicks: 0,
             self.tools.strength_given: None,
         }

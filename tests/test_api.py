@@ -61,6 +61,7 @@ def test_programs_see_one_endpoint_with_typed_parameters(client: Client) -> None
     assert (parameters["simulate"], parameters["steps"]) == ("bool", "int")
     assert (parameters["eta"], parameters["seed"]) == ("float", "int")
     assert (parameters["keep_known"], parameters["prior"]) == ("bool", "str")
+    assert parameters["working_size"] == "int"
 
 
 @pytest.mark.parametrize(
@@ -83,11 +84,13 @@ def test_only_what_the_page_offers_restores(
 def test_prior_operator_and_what_is_kept_are_the_programs_choice(
     client: Client, photo: Path
 ) -> None:
-    chosen = {"prior": "tiny", "operator": "trained/inpainting_box", "keep_known": False}
+    chosen: dict[str, Any] = {"prior": "tiny", "operator": "trained/inpainting_box"}
+    chosen |= {"keep_known": False, "working_size": 300}
     settings = {**SETTINGS, "task": "inpainting_box"}
     _, used = client.predict(photo=handle_file(photo), **settings, **chosen, api_name="/restore")
     assert used["operator"]["name"] == "trained/inpainting_box"
     assert (used["prior"]["name"], used["keep_known"]) == ("tiny", False)
+    assert used["working_size"] == 300
 
 
 def test_what_is_wrong_is_found_unless_it_is_said(client: Client, tmp_path: Path) -> None:

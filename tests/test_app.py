@@ -318,7 +318,9 @@ def test_a_step_takes_longer_on_a_larger_picture_until_that_is_scaled_down() -> 
     assert timing.seconds(work) is None
     timing.note(work, native_size=64, seconds=0.5)
     assert timing.seconds(replace(work, pixels=2 * 64 * 64)) == pytest.approx(1.0)
-    assert timing.seconds(replace(work, pixels=10**7)) == pytest.approx(2.0)  # at twice its side
+    large = replace(work, pixels=10**7)
+    assert timing.seconds(large) == pytest.approx(2.0)  # of a hole, at twice the prior's side
+    assert timing.seconds(replace(large, working_size=512)) == pytest.approx(32.0)
     assert timing.seconds(replace(work, pixels=None)) == pytest.approx(0.5)
     for other in ({"prior": "sd15"}, {"sampler": "silo-fast"}, {"guided": True}):
         assert timing.seconds(replace(work, **other)) is None
@@ -495,6 +497,9 @@ def test_the_settings_of_a_result_are_read_back(tmp_path: Path) -> None:
     assert saved.blur_std is None
     save_png(path, torch.zeros(3, 4, 4), settings_of(noise_told=False))
     assert read_settings(str(path)).request.noise_sigma is None  # what was assumed is no choice
+    assert request.working_size is None  # results of before 0.15 say nothing of it
+    save_png(path, torch.zeros(3, 4, 4), settings_of(working_size=700))
+    assert read_settings(str(path)).request.working_size == 700
     save_png(path, torch.zeros(3, 4, 4), settings_of(blur_std=2))
     assert read_settings(str(path)).blur_std == 2.0
 
@@ -571,6 +576,8 @@ def test_a_sentence_begins_with_a_capital_and_a_name_as_it_is(said: str, told: s
         ({"blur_std": 1.5, "simulate": True}, "blur_std"),
         ({"blur_std": 1.5, "task": "denoising"}, "blur_std"),
         ({"simulate": 1}, "simulate"),
+        ({"working_size": 10**9}, "working_size"),
+        ({"working_size": "1024"}, "working_size"),
         ({"prompt": "x" * 100_000}, "longer than.*write a shorter one"),
         ({"samples": 10**6}, "samples"),
         ({"prior": "tiny"}, "prior"),
@@ -767,6 +774,9 @@ def test_presets_count_the_chosen_ones_steps_the_variants_and_the_photo(
     assert labels(samples=3, steps=30)[:2] == ["Quick: about 9 s", "Balanced: about 30 s"]
     assert labels(source=CLEAN)[1] == "Balanced: under 1 s"  # 64 x 64, a quarter of the side
     assert labels(guidance_scale=5)[1] == "Balanced: 100 steps"
+    save_png(photo, torch.zeros(3, 512, 512))
+    assert labels(working_size=512)[0] == "Quick: about 6 s"
+    assert labels(working_size=1024)[0] == "Quick: about 26 s"
 
 
 def test_a_run_that_failed_is_not_kept() -> None:

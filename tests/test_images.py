@@ -16,7 +16,7 @@ from PIL import Image
 
 from silo import decoding
 from silo.decoding import MAX_FILE_BYTES, MAX_PIXELS, SUFFIXES, read_header
-from silo.errors import BadImage, CannotSave, NumericalError
+from silo.errors import BadImage, BadRequest, CannotSave, NumericalError
 from silo.images import fit, from_pil, load_image, read_parameters, save_png, to_pil
 
 
@@ -403,6 +403,12 @@ def test_the_padding_is_no_larger_than_needed_and_mirrors():
     assert fitted.shape[-2:] == (8, 8)
     mirrored = np.pad(pixels[0, 0].numpy(), ((0, 3), (0, 2)), mode="reflect")
     assert (fitted[0, 0].numpy() == mirrored).all()
+
+
+def test_a_size_below_one_cell_is_refused_with_the_least():
+    pixels = torch.zeros(1, 3, 40, 40)
+    with pytest.raises(BadRequest, match="288 x 288 pixels can be worked on: raise the working"):
+        fit(pixels, multiple=32, max_pixels=256**2, factor=9)
 
 
 def test_a_picture_too_small_to_mirror_repeats_its_edge():

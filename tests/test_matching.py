@@ -13,10 +13,11 @@ from operators.blur import Echoes, GaussianBlur, MotionBlur
 from operators.degradation import Degradation
 from operators.jpeg import Jpeg
 from operators.resize import SuperResolution
-from silo import measured
+from silo import images, measured
 from silo.images import Fit, fit, to_pil
 from silo.measured import take_measurement
 from silo.metrics import psnr
+from silo.photo import matching
 from silo.photo.blur import estimate_blur
 from silo.photo.jpeg_quality import HIGHEST
 from silo.photo.matching import BLUR, match
@@ -203,7 +204,8 @@ def test_of_a_large_photo_what_is_measured_comes_back_at_its_own_size(
     restorer: Restorer, task: str, damage: Callable[[Tensor], Tensor], least: float | None
 ) -> None:
     clean = torch.cat([photo("astronaut", 512), photo("coffee", 512)], dim=-1)
-    result = restorer.run(RestorationRequest(task, damage(clean), preset="quick", steps=4))
+    request = RestorationRequest(task, damage(clean), preset="quick", steps=4, working_size=512)
+    result = restorer.run(request)
     assert max(result.measured.fit.scaled) < 1024 and result.images.shape == clean.shape
     assert any("own size" in line for line in result.notices)
     before, after = psnr(result.measurement, clean).item(), psnr(result.images, clean).item()
@@ -213,13 +215,37 @@ def test_of_a_large_photo_what_is_measured_comes_back_at_its_own_size(
     assert after > psnr(scaled_up, clean).item() + 1
 
 
+@pytest.mark.parametrize(
+    ("task", "damage", "gain"),
+    [
+        ("motion_blur", lambda clean: noisy(MotionBlur(61, 40, 60.0).forward(clean)), 4),
+        ("super_resolution_x4", SuperResolution(4).forward, -0.3),
+    ],
+)
+def test_a_photo_of_several_windows_is_restored_at_its_own_size(
+    restorer: Restorer, task: str, damage: Callable[[Tensor], Tensor], gain: float
+) -> None:
+    clean = photo("coffee", 560)
+    result = restorer.run(RestorationRequest(task, damage(clean), preset="quick", steps=4))
+    assert not any("larger working size" in line for line in result.notices)
+    assert math.prod(result.measured.fit.working) > 512**2
+    before, after = psnr(result.measurement, clean).item(), psnr(result.images, clean).item()
+    sharper = edges(result.images) / edges(result.measurement)
+    print(f"{task}: {before:.2f} dB before, {after:.2f} dB after, edges x {sharper:.2f}")
+    assert after > before + gain and sharper > 1.2
+
+
+def edges(picture: Tensor) -> float:
+    return picture.diff(dim=-1).abs().mean().item()
+
+
 def test_a_large_noisy_photo_is_kept_less_of_at_its_own_size(restorer: Restorer) -> None:
     clean = photo("coffee", 700)
     came = blurred(clean, 2) + 0.1 * torch.randn(
         clean.shape, generator=torch.Generator().manual_seed(0)
     )
     request = RestorationRequest(
-        "gaussian_blur", came.clamp(-1, 1), preset="quick", steps=4, blur_std=2
+        "gaussian_blur", came.clamp(-1, 1), preset="quick", steps=4, blur_std=2, working_size=512
     )
     result = restorer.run(request)
     original = result.measured.original
@@ -234,7 +260,8 @@ def test_a_photo_that_is_too_large_comes_back_scaled_up(
     monkeypatch.setattr(measured, "MOST_EXPLAINED", 600**2)
     for dtype in (torch.float16, torch.float64):
         came = as_jpeg(photo(side=700), 20).to(dtype)
-        result = restorer.run(RestorationRequest(task, came, preset="quick", steps=2))
+        request = RestorationRequest(task, came, preset="quick", steps=2, working_size=512)
+        result = restorer.run(request)
         assert result.measured.original is None and result.images.shape == came.shape
         assert psnr(result.images, came.to(result.images)).item() > 25
 
@@ -285,8 +312,18 @@ def test_any_straight_shake_is_undone(
     assert decoded.measured.original is None and psnr(decoded.images, clean).item() > before - 3
 
 
+def test_a_turned_photo_stays_within_what_pictures_may_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    came = MotionBlur(61, 21, 0.0).forward(photo("coffee"))
+    whole = match(came, place, Degradation("motion_blur"), least_side=128).fit
+    for module in (images, matching):  # turned at its largest scale, it would have more
+        monkeypatch.setattr(module, "MAX_PIXELS", 150_000)
+    assert match(came, place, Degradation("motion_blur"), least_side=128).fit == whole
+
+
 def shaken_request(came: Tensor) -> RestorationRequest:
-    return RestorationRequest("motion_blur", came, preset="quick", steps=4)
+    return RestorationRequest("motion_blur", came, preset="quick", steps=4, working_size=512)
 
 
 def test_the_shake_that_is_expected_is_undone_as_it_is(restorer: Restorer) -> None:
@@ -305,7 +342,9 @@ def test_a_noisy_photo_keeps_its_detail_and_one_without_is_kept(
     for sigma, told in ((0.0, True), (0.05, False)):
         noise = 2 * sigma * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
         came = (clean + noise).clamp(-1, 1)
-        result = restorer.run(RestorationRequest("denoising", came, preset="quick", steps=4))
+        result = restorer.run(
+            RestorationRequest("denoising", came, preset="quick", steps=4, working_size=512)
+        )
         assert any("hardly any noise" in line for line in result.notices) == told
         before, after = psnr(came, clean).item(), psnr(result.images, clean).item()
         print(f"denoising {side} pixels, noise {sigma}: {before:.2f} dB before, {after:.2f} after")
@@ -318,7 +357,7 @@ def test_a_noisy_photo_keeps_its_detail_and_one_without_is_kept(
 def test_a_photo_is_as_noisy_as_is_said_where_it_shows_less(
     tiny_prior: LatentPrior, task: str, side: int
 ) -> None:
-    request = RestorationRequest(task, photo(side=side), noise_sigma=0.1)
+    request = RestorationRequest(task, photo(side=side), noise_sigma=0.1, working_size=512)
     measured = take_measurement(request, tiny_prior)
     scale = measured.fit.scale
     assert measured.noise_sigma == pytest.approx(0.1 * scale)

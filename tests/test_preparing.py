@@ -21,7 +21,7 @@ from silo.prior_files import EMBEDDED_NAME
 from silo.request import PRESETS, RestorationRequest
 from silo.scratches.detector import find_scratches
 from silo.ui.adding import Added
-from silo.ui.inputs import CLEAN, DEGRADED
+from silo.ui.inputs import CLEAN, DEGRADED, USUAL_SIZE
 from silo.ui.mask_painter import painted_mask
 from silo.ui.models import AUTOMATIC
 from silo.ui.results import save_all
@@ -104,7 +104,7 @@ def test_what_was_restored_before_it_was_shown_stays(page: Page, tmp_path: Path)
     Image.new("RGB", (64, 64)).save(path)
     given = page.given(path, "gaussian_blur", DEGRADED)
     shown, views = page.preparing.show(given, VISIT), page.outputs.views
-    tools = {page.tools.painter, page.settings.blur_std}
+    tools = {page.tools.painter, page.settings.blur_std, page.settings.working_size}
     assert not shown[views]["visible"] and page.outputs.picture in shown
 
     subject = page.settings.subject(given)
@@ -311,6 +311,58 @@ def test_a_photo_that_is_shown_smaller_is_not_doubted_by_what_is_shown(
         for task in ("gaussian_blur", "jpeg_q10", "denoising"):
             shown = page.preparing.show(page.given(path, task, DEGRADED), VISIT)
             assert ("damage it first" in shown[page.outputs.status]) == told, (side, task)
+
+
+@pytest.mark.parametrize(
+    ("side", "task", "source", "asked"),
+    [
+        (600, "jpeg_q10", DEGRADED, True),
+        (512, "jpeg_q10", DEGRADED, False),
+        (150, "super_resolution_x4", DEGRADED, True),  # comes back with 600 pixels
+        (150, "super_resolution_x4", CLEAN, False),
+        (600, "inpainting_free", DEGRADED, True),
+    ],
+)
+def test_a_size_to_work_at_is_asked_for_where_it_makes_a_difference(
+    page: Page, tmp_path: Path, side: int, task: str, source: str, asked: bool
+) -> None:
+    save_png(tmp_path / "photo.png", photo(side=side))
+    shown = page.preparing.show(page.given(tmp_path / "photo.png", task, source), VISIT)
+    assert shown[page.settings.working_size]["visible"] == asked
+
+
+@pytest.mark.parametrize(
+    ("task", "used", "filled_in", "told"),
+    [
+        ("gaussian_blur", 2048, 2048, None),
+        ("gaussian_blur", 1024, USUAL_SIZE, None),
+        ("gaussian_blur", 700, 512, "working size of 700 pixels"),
+        ("gaussian_blur", None, 512, None),  # by a version that did not record it
+        ("inpainting_box", 512, USUAL_SIZE, None),
+        ("inpainting_box", 1024, 1024, None),
+    ],
+)
+def test_the_working_size_of_an_earlier_result_is_used_again(
+    *,
+    page: Page,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    task: str,
+    used: int | None,
+    filled_in: int,
+    told: str | None,
+) -> None:
+    warned: list[str] = []
+    monkeypatch.setattr(gr, "Warning", warned.append)
+    request = RestorationRequest(task, torch.zeros(1, 3, 64, 64), simulate=True, preset="quick")
+    parameters = page.models.restorer().parameters(replace(request, working_size=used))
+    if used is None:
+        del parameters["working_size"]
+    save_png(tmp_path / "result.png", torch.zeros(3, 8, 8), parameters)
+    reused = page.preparing.reuse(str(tmp_path / "result.png"))
+    assert reused[page.settings.working_size] == filled_in
+    assert [told in line for line in warned if told] == ([] if told is None else [True])
+    assert told is not None or not warned
 
 
 def test_another_prior_offers_its_own_tasks(

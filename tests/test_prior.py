@@ -9,8 +9,9 @@ from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
+from torch.nn.functional import interpolate
 
-from silo import hub, prior_files
+from silo import hub, prior_files, windows
 from silo.errors import HubUnavailable, NumericalError, PriorFileError, UnknownPrior
 from silo.features import decoder_resnets, feature_channels
 from silo.prior import (
@@ -121,6 +122,20 @@ def test_encode_and_decode_scale_latents(tiny_prior, tiny_prior_folder):
     torch.testing.assert_close(tiny_prior.encode(images), expected_z)
     torch.testing.assert_close(tiny_prior.decode(z), expected_images.clamp(-1, 1))
     assert (tiny_prior.encodes, tiny_prior.decodes, tiny_prior.nfe) == (1, 1, 0)
+
+
+def test_windows_of_a_large_picture_are_encoded_and_decoded_as_the_whole(tiny_prior):
+    vae = tiny_prior._vae
+    images = interpolate(noise(1, 3, 8, 12), scale_factor=64, mode="bicubic").clamp(-1, 1)
+    with torch.no_grad():
+        expected = vae.encoder(images) * 0.5
+        expected_images = vae.decoder(expected / 0.5)
+    calls = count_calls(vae.encoder), count_calls(vae.decoder)
+    z = tiny_prior.encode(images)
+    decoded = tiny_prior.decode(expected, clamp=False)
+    assert [sum(each) for each in calls] == [6, 6]
+    assert (z - expected).abs().mean() < 0.01 * expected.std()
+    assert (decoded - expected_images).abs().mean() < 0.01 * expected_images.std()
 
 
 def test_decode_clamps_and_both_ways_carry_gradients(tiny_prior):
@@ -267,6 +282,34 @@ def test_features_are_what_the_residual_blocks_add(tiny_prior, latents):
         torch.testing.assert_close(
             feature, output * resnet.output_scale_factor - shortcut, atol=1e-5, rtol=1e-4
         )
+
+
+def test_the_latents_of_a_large_picture_are_denoised_in_windows(tiny_prior):
+    latents, prompt = noise(2, 4, 64, 64), tiny_prior.embed("abc", "xyz", 3.0)
+    seen = []
+    tiny_prior._unet.conv_in.register_forward_hook(lambda c, args, _: seen.append(args[0].shape))
+    predicted = tiny_prior.predict(latents, 50, prompt, features=True)
+    assert seen == [(4, 4, 36, 36)] * 4 and tiny_prior.nfe == 1
+    assert [f.shape[-1] for f in predicted.features] == [16, 16, 32, 32, 64, 64]
+    corner = tiny_prior.predict(latents[..., :36, 28:], 50, prompt, features=True)
+    tensors = [predicted.output, *predicted.features], [corner.output, *corner.features]
+    for whole, window in zip(*tensors, strict=True):
+        alone = whole.shape[-1] * 28 // 64  # that far no other window reaches
+        torch.testing.assert_close(whole[..., :alone, -alone:], window[..., :alone, -alone:])
+    torch.testing.assert_close(predicted.time_embedding, corner.time_embedding)
+
+
+def test_gradients_of_many_windows_are_those_of_kept_ones(tiny_prior, monkeypatch):
+    latents, prompt = noise(1, 4, 100, 64), tiny_prior.embed("abc", "xyz", 3.0)
+    gradients = []
+    for kept in (0, 100):
+        monkeypatch.setattr(windows, "KEPT", kept)
+        z = latents.clone().requires_grad_()
+        predicted = tiny_prior.predict(z, 50, prompt, features=True)
+        losses = [each.square().mean() for each in (predicted.output, *predicted.features)]
+        gradients += torch.autograd.grad(losses, z)
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].abs().amax(dim=(1, 2, 3)) > 0
 
 
 def test_hooks_are_gone_after_the_call_even_a_failed_one(tiny_prior, latents):

@@ -68,6 +68,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones(name: str):
         ("noise_sigma", [-0.01, 1.5, math.nan]),
         ("blur_std", [-0.1, 101, math.nan, True]),
         ("clamp", [0.0, -1.0, math.nan]),
+        ("working_size", [255, 4097, 512.0, True]),
         ("guidance_scale", [0.0, 0.99, 51.0, math.nan]),
         ("samples", [0, 17, 1.0]),
         ("seed", [-1, 2**32, 0.5]),

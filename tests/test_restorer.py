@@ -14,7 +14,7 @@ from operators.errors import OperatorError, OperatorNotFound
 from operators.pixel import measure
 from silo.errors import BadRequest
 from silo.images import fit, from_pil
-from silo.measured import take_measurement
+from silo.measured import take_measurement, working_size
 from silo.metrics import MAX_PSNR, cpsnr, psnr, scores
 from silo.photo.filling import keep_known
 from silo.prior import LatentPrior
@@ -86,12 +86,56 @@ def test_a_large_picture_is_scaled_down_said_so_and_returned_at_its_size(
     tiny_prior: LatentPrior, operators: dict[str, Path]
 ) -> None:
     restorer = Restorer(tiny_prior, operator=operators["super_resolution_x4"])
-    request = RestorationRequest("super_resolution_x4", _picture(300, 500), simulate=True, steps=1)
+    request = RestorationRequest(
+        "super_resolution_x4", _picture(300, 500), simulate=True, steps=1, working_size=256
+    )
     _, result = _restore(restorer, request)
     assert result.images.shape == (1, 3, 300, 500)
-    largest = (2 * tiny_prior.native_size) ** 2
-    assert result.restored.shape[-2] * result.restored.shape[-1] <= largest
+    assert result.restored.shape[-2] * result.restored.shape[-1] <= 256**2
     assert any("worked on at" in notice for notice in result.notices)
+    assert any("larger working size" in notice for notice in result.notices)
+
+
+def test_a_picture_that_is_enlarged_is_worked_on_as_large_as_it_comes_back(
+    tiny_prior: LatentPrior, operators: dict[str, Path]
+) -> None:
+    restorer = Restorer(tiny_prior, operator=operators["super_resolution_x4"])
+    request = RestorationRequest("super_resolution_x4", _picture(80, 120), sampler="silo", steps=1)
+    _, result = _restore(restorer, request)
+    assert result.restored.shape == (1, 3, 320, 480)  # more than one window of the prior's
+    assert torch.equal(result.images, result.restored)
+    assert result.nfe == 1 and not any("worked on" in line for line in result.notices)
+
+
+@pytest.mark.parametrize(("std", "limits"), [(3.0, False), (9.0, True)])
+def test_a_larger_size_is_advised_only_where_it_makes_a_difference(
+    tiny_prior: LatentPrior, operators: dict[str, Path], std: float, limits: bool
+) -> None:
+    restorer = Restorer(tiny_prior, operator=operators["gaussian_blur"])
+    request = RestorationRequest(
+        "gaussian_blur", _picture(400, 400), steps=1, blur_std=std, working_size=256
+    )
+    notices = _restore(restorer, request)[1].notices
+    assert any("worked on at" in line for line in notices)
+    assert any("larger working size" in line for line in notices) != limits
+
+
+def test_only_what_has_lost_detail_is_worked_on_in_windows_unless_a_size_is_chosen(
+    tiny_prior: LatentPrior, operators: dict[str, Path]
+) -> None:
+    picture, mask = _picture(300, 500), torch.ones(1, 1, 300, 500)
+    mask[..., 100:180, 200:290] = 0
+    of_holes = RestorationRequest("inpainting_free", picture, mask=mask)
+    others = RestorationRequest("gaussian_blur", picture)
+    noisy = RestorationRequest("denoising", picture, noise_sigma=0.05)
+    for request in (of_holes, noisy):
+        assert working_size(request, tiny_prior) == 2 * tiny_prior.native_size == 256
+    assert working_size(others, tiny_prior) == 1024
+    for request in (of_holes, others):
+        request = replace(request, working_size=700)
+        assert working_size(request, tiny_prior) == 700
+        restorer = Restorer(tiny_prior, operator=operators[request.task])
+        assert restorer.parameters(request)["working_size"] == 700
 
 
 @pytest.mark.parametrize(
@@ -166,7 +210,9 @@ def test_a_large_picture_is_scored_at_the_size_that_it_was_restored_at(
     tiny_prior: LatentPrior, operators: dict[str, Path]
 ) -> None:
     restorer = Restorer(tiny_prior, operator=operators["super_resolution_x4"])
-    request = RestorationRequest("super_resolution_x4", _picture(300, 470), simulate=True, steps=1)
+    request = RestorationRequest(
+        "super_resolution_x4", _picture(300, 470), simulate=True, steps=1, working_size=256
+    )
     _, result = _restore(restorer, request)
     height, width = result.measured.fit.scaled
     assert result.measured.clean is not None and height < 300

@@ -12,13 +12,13 @@ from PIL import Image
 
 from silo import measured as measuring
 from silo.devices import pick_device
-from silo.errors import CannotSave
+from silo.errors import BadRequest, CannotSave
 from silo.measured import take_measurement
 from silo.prior import LatentPrior
 from silo.prior_files import EMBEDDED_NAME
 from silo.request import RestorationRequest
 from silo.ui import restoring
-from silo.ui.inputs import DEGRADED
+from silo.ui.inputs import CLEAN, DEGRADED, USUAL_SIZE
 from silo.ui.restoring import PICTURE_PERIOD, PICTURE_SHARE, Restoring
 from silo.ui.running import Runs
 from silo.ui.timing import Timing
@@ -142,6 +142,26 @@ def test_a_result_that_cannot_be_kept_is_told(photo: Path, monkeypatch: pytest.M
             last = shown
     assert "no space left" in last[page.outputs.status]
     assert "<progress" not in last[page.outputs.status]
+
+
+@pytest.mark.parametrize(("chosen", "size"), [(2048, 2048), (USUAL_SIZE, None)])
+def test_the_chosen_size_is_worked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: int, size: int | None
+) -> None:
+    page, asked = Page(), []
+    path = tmp_path / "photo.png"
+    Image.new("RGB", (64, 64)).save(path)
+
+    def plan(request: RestorationRequest, restorer: object) -> None:
+        asked.append(request.working_size)
+        raise BadRequest("enough")
+
+    monkeypatch.setattr(restoring, "planned", plan)
+    given = filled_in(page, path, "gaussian_blur", CLEAN, working_size=chosen)
+    given |= {page.outputs.clicks: 1}
+    with pytest.raises(gr.Error, match="enough"):
+        next(handlers(page, page.models).restore(given, gr.Request(session_hash="a")))
+    assert asked == [size]
 
 
 def test_a_photo_is_measured_once(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:

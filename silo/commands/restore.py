@@ -35,11 +35,19 @@ from silo.folders import make_folder, require_place
 from silo.images import load_image, read_parameters, save_png, to_pil
 from silo.lpips import find_weights
 from silo.masks import load_mask
+from silo.measured import WORKING_SIZE
 from silo.metrics import scores
 from silo.own_degradation import load_degradation
 from silo.photo.diagnosis import require_task
 from silo.prior import load_or_embedded
-from silo.request import MAX_SAMPLES, PRESETS, RestorationRequest, check_task
+from silo.request import (
+    MAX_SAMPLES,
+    MAX_WORKING_SIZE,
+    MIN_WORKING_SIZE,
+    PRESETS,
+    RestorationRequest,
+    check_task,
+)
 from silo.restorer import Finishing, Progress, Restorer, Result
 from silo.samplers import SAMPLERS
 from silo.scratches.detector import describe, find_scratches
@@ -221,6 +229,7 @@ def _request(
         noise_sigma=arguments.noise_sigma,
         blur_std=arguments.blur_std,
         keep_known=arguments.keep_known,
+        working_size=arguments.working_size,
         clamp=arguments.clamp,
         hyperparameters=dict(arguments.hyperparameters),
         samples=arguments.samples,
@@ -401,6 +410,14 @@ def _parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="keep what is measured (the default): known pixels, and what other damage has left",
+    )
+    parser.add_argument(
+        "--working-size",
+        type=int,
+        metavar="PIXELS",
+        help="pictures of more pixels than this squared are worked on scaled down, which is faster "
+        f"and coarser; {MIN_WORKING_SIZE} to {MAX_WORKING_SIZE}; by default {WORKING_SIZE} for "
+        "blur, shakes and small photos, else twice the prior's side",
     )
     texts = parser.add_mutually_exclusive_group()
     texts.add_argument("--prompt", default="", help="what the picture shows")

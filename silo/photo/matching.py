@@ -12,6 +12,7 @@ from torch import Tensor
 from operators.blur import Echoes, GaussianBlur, MotionBlur
 from operators.degradation import Degradation
 from operators.pixel_operator import PixelOperator
+from silo.decoding import MAX_PIXELS
 from silo.images import Fit, middle, to_pil
 from silo.photo.blur import LEAST_SIDE, estimate_blur
 from silo.photo.jpeg_noise import estimate_jpeg_noise
@@ -211,6 +212,8 @@ def _turned(
     ]
     degrees, mirrored = min(turns, key=lambda each: abs(each[0]))
     height, width = photo.shape[-2:]
+    turned = math.prod(Turn((height, width), degrees, mirrored).canvas)
+    largest = min(largest, ROOM * math.sqrt(MAX_PIXELS / turned))  # or no grid takes it
 
     def put(scale: float) -> tuple[Turn, Fit]:
         turn = Turn(

@@ -50,6 +50,7 @@ def add(restoring: Restoring, models: Models) -> None:
             gr.Textbox(models.default, label="prior"),
             gr.Textbox(AUTOMATIC, label="operator"),
             gr.Number(None, label="blur_std"),
+            gr.Number(None, label="working_size", precision=0),
         ]
         outputs = [gr.File(label="results", file_count="multiple"), gr.JSON(label="parameters")]
         gr.Button().click(
@@ -83,6 +84,7 @@ def _endpoint(restoring: Restoring, models: Models, component: gr.File) -> Calla
         prior: str = models.default,
         operator: str = AUTOMATIC,
         blur_std: float | None = None,
+        working_size: int | None = None,
     ) -> Answer:
         """Restore a degraded photo. Faces that come out are plausible, not evidence of identity.
 
@@ -105,6 +107,7 @@ def _endpoint(restoring: Restoring, models: Models, component: gr.File) -> Calla
             prior: one that the page lists by this name, such as tiny.
             operator: one that the page lists, such as owner/name@commit; empty for the task's own.
             blur_std: standard deviation of a blurry photo's blur in pixels; estimated without.
+            working_size: pictures of more pixels than its square are scaled down; 256 to 4096.
 
         Returns:
             The restored pictures as PNG files, then all that is needed to make them again.
@@ -150,6 +153,7 @@ def _endpoint(restoring: Restoring, models: Models, component: gr.File) -> Calla
                 samples=samples,
                 seed=seed,
                 keep_known=keep_known,
+                working_size=working_size,
             )
             run, measured = planned(request, restorer)
         with errors_shown(), restoring.runs.begin(visit.session_hash or "", run):

@@ -1,6 +1,7 @@
 """The left column: what to restore, and how."""
 
 import functools
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,8 @@ import gradio as gr
 from gradio.components import Component
 
 from operators.catalog import TASKS
-from silo.decoding import SUFFIXES
-from silo.errors import BadRequest
+from silo.decoding import SUFFIXES, read_header
+from silo.errors import BadRequest, SiloError
 from silo.request import MAX_BLUR_STD, MAX_STEPS, PRESETS
 from silo.ui import brush
 from silo.ui.cache import KEPT_HOURS, keep
@@ -24,6 +25,8 @@ DEGRADED, CLEAN = "degraded", "clean"  # what the person's photo is
 MAX_FAITHFULNESS = 4.0
 MAX_GUIDANCE = 15.0
 MAX_VARIANTS = 4
+SIZES = 512, 1024, 2048, 4096  # px to work at, or
+USUAL_SIZE = 0  # for what suits the damage
 # A number without a value (gradio 6.31) becomes 0 where its panel is opened first.
 EMPTY_AT_FIRST = """(...values) => {
   if (window.advancedOpened) return values;
@@ -42,6 +45,7 @@ class Settings:
     canvas: gr.ImageEditor
     mask_file: gr.UploadButton
     preset: gr.Radio
+    working_size: gr.Radio
     faithfulness: gr.Slider
     steps: gr.Slider
     noise_sigma: gr.Number
@@ -71,6 +75,21 @@ class Settings:
             raise BadRequest(f"Photos are kept for {KEPT_HOURS} hours only: choose it again.")
         return path
 
+    def restored_pixels(self, given: dict[Any, Any]) -> int | None:
+        """Return how many pixels the restoration has; None without a photo that can be read."""
+        if given[self.photo] is None:
+            return None
+        with suppress(SiloError):  # the page tells what is wrong with the file
+            width, height = read_header(given[self.photo]).size
+            task, is_measured = TASKS.get(given[self.task]), given[self.source] == DEGRADED
+            larger = task.degradation.operator().downscale if task and is_measured else 1
+            return width * height * larger**2
+        return None
+
+    def chosen_size(self, given: dict[Any, Any]) -> int | None:
+        """Return the working size that is chosen; None for the usual one."""
+        return given[self.working_size] or None
+
     def of_damage(self) -> list[Any]:
         """Return the fields that decide what is restored, and from which damage."""
         return [self.photo, self.task, self.source, self.prior, self.operator]
@@ -87,7 +106,7 @@ class Settings:
         """Return the fields, beside the preset, that decide how long a restoration takes."""
         return [
             *(self.task, self.photo, self.source, self.steps),
-            *(self.guidance_scale, self.samples, self.prior),
+            *(self.working_size, self.guidance_scale, self.samples, self.prior),
         ]
 
 
@@ -146,6 +165,15 @@ def lay_out(models: Models) -> tuple[Settings, Tools]:
         value="quick",
         label="Effort",
         elem_id="preset",
+    )
+    working_size = gr.Radio(
+        [("Usual", USUAL_SIZE), *((f"{size:,} pixels", size) for size in SIZES)],
+        value=USUAL_SIZE,
+        label="Detail (working size)",
+        info="Larger results are worked on at about this size. Twice as much takes four times as "
+        "long.",
+        visible=False,  # it changes nothing of a small photo
+        elem_id="working-size",
     )
     with gr.Accordion("Advanced", open=False, elem_id="advanced") as advanced:
         faithfulness = gr.Slider(
@@ -237,8 +265,9 @@ def lay_out(models: Models) -> tuple[Settings, Tools]:
         api_visibility="private",
     )
     settings = Settings(
-        *(task, photo, source, canvas, mask_file, preset, faithfulness, steps, noise_sigma),
-        *(blur_std, prompt, negative_prompt, guidance_scale, samples, seed, prior, operator),
+        *(task, photo, source, canvas, mask_file, preset, working_size, faithfulness, steps),
+        *(noise_sigma, blur_std, prompt, negative_prompt, guidance_scale, samples, seed),
+        *(prior, operator),
     )
     return settings, Tools(
         *(examples, example, find_out, painter, find_scratches, gr.State(), invert, describe),

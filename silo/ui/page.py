@@ -145,14 +145,18 @@ def _wire_photo(
         **QUIET,
     )
     shown.further.click(preparing.go_on, {*damage, shown.download}, taken, **LAST, **QUIET)
+    to_show = (
+        preparing.show,
+        {*damage, fields.working_size, shown.clicks},
+        [*shown.of_result(), tools.painter, fields.blur_std, fields.working_size],
+    )
     changed = gr.on(
         [fields.photo.change, fields.task.change, fields.source.change, fields.operator.input],
-        preparing.show,
-        {*damage, shown.clicks},
-        [*shown.of_result(), tools.painter, fields.blur_std],
+        *to_show,
         **LAST,
         **QUIET,
     )
+    fields.working_size.input(*to_show, **LAST, **QUIET)
     # It draws when visible.
     changed.then(preparing.blank_canvas, damage, fields.canvas, **LAST, **QUIET)
     # `input`, not `change`: only a person's choice may overwrite what stands in these fields.
@@ -186,9 +190,9 @@ def _wire_settings(preparing: Preparing, fields: inputs.Settings, tools: inputs.
         tools.saved,
         [
             *(fields.task, fields.source, fields.preset, fields.faithfulness, fields.steps),
-            *(fields.noise_sigma, fields.blur_std, fields.prompt, fields.negative_prompt),
-            fields.guidance_scale,
-            *(fields.samples, fields.seed, fields.prior, fields.operator, tools.strength_given),
+            *(fields.working_size, fields.noise_sigma, fields.blur_std, fields.prompt),
+            *(fields.negative_prompt, fields.guidance_scale, fields.samples, fields.seed),
+            *(fields.prior, fields.operator, tools.strength_given),
         ],
         show_progress_on=tools.saved,  # the prior may have to be loaded
         api_visibility="private",
@@ -223,7 +227,7 @@ def _wire_choices(
 
     for event in events:
         tell_times(event(fitting, chosen, fields.operator, **LAST, **AT_ONCE).then)
-    for field in (fields.steps, fields.guidance_scale, fields.samples):
+    for field in (fields.steps, fields.working_size, fields.guidance_scale, fields.samples):
         tell_times(field.change)
 
 

@@ -14,6 +14,7 @@ from silo.decoding import read_header
 from silo.errors import BadRequest, SiloError, Unrestorable
 from silo.measured import Measured, take_measurement
 from silo.photo.diagnosis import diagnose
+from silo.prior import WINDOW_RATIO
 from silo.request import PRESETS, RestorationRequest, comes_blurred
 from silo.ui import mask_painter
 from silo.ui.adding import Adding
@@ -21,7 +22,7 @@ from silo.ui.cache import KEPT_HOURS, keep
 from silo.ui.errors import errors_shown, sentence
 from silo.ui.examples import example_photo
 from silo.ui.fetching import shown_by
-from silo.ui.inputs import CLEAN, DEGRADED, Settings, Tools
+from silo.ui.inputs import CLEAN, DEGRADED, SIZES, USUAL_SIZE, Settings, Tools
 from silo.ui.mask_painter import view, view_file, wants_mask
 from silo.ui.models import AUTOMATIC, Models, check_simulated, own_degradation
 from silo.ui.outputs import Outputs
@@ -61,6 +62,7 @@ class Preparing:
         """
         fields, outputs = self._settings, self._outputs
         simulate, masked, blurred = given[fields.source] == CLEAN, False, False
+        size = fields.chosen_size(given)
         shown, notices = None, []
         try:
             task = self._task(given)
@@ -71,9 +73,16 @@ class Preparing:
                 if not masked:  # measured as it is shown: large photos take long
                     if simulate:
                         check_simulated(task)
-                    picture, own = images.from_pil(shown), own_degradation(task)
+                    # What is simulated is as strong at the size that it is worked on at.
+                    finer = simulate and (size or 0) > max(shown.size)
+                    path, own = given[fields.photo], own_degradation(task)
+                    picture = images.load_image(path).pixels if finer else images.from_pil(shown)
                     request = RestorationRequest(
-                        task.name, picture, simulate=simulate, degradation=own
+                        task.name,
+                        picture,
+                        simulate=simulate,
+                        degradation=own,
+                        working_size=size,
                     )
                     prior = self._models.restorer(given[fields.prior]).prior
                     measured = take_measurement(request, prior)
@@ -85,9 +94,11 @@ class Preparing:
                         notices += self._doubts(measured, task, given)
         except (SiloError, OperatorError) as error:
             notices = [sentence(error)]
+        is_large = (fields.restored_pixels(given) or 0) > SIZES[0] ** 2
         tools = {
             self._tools.painter: gr.update(visible=masked and shown is not None),
             fields.blur_std: gr.update(visible=blurred),
+            fields.working_size: gr.update(visible=is_large),
         }
         picture = None if shown is None else outputs.kept(shown)
         # Last of all: what begins from here on is not known here.
@@ -209,12 +220,18 @@ class Preparing:
             )
             prior, operator, missing = self._weights(saved, usual)
             here = self._models.restorer(prior, operator).parameters(usual)
+            native = self._models.restorer(prior, operator).prior.native_size
         assert request.eta is not None, "read_settings asks for it"
+        # Before version 0.15 none was recorded: one window of the prior's.
+        wanted = request.working_size or WINDOW_RATIO * native
+        nearest = min(SIZES, key=lambda offered: abs(offered - wanted))
+        size = USUAL_SIZE if wanted == here["working_size"] else nearest
         values = {
             fields.source: CLEAN if saved.simulate else DEGRADED,
             fields.preset: preset,
             fields.faithfulness: round(request.eta / here["eta"], 6),
             fields.steps: request.effective_steps,
+            fields.working_size: size,
             fields.noise_sigma: request.noise_sigma,
             fields.blur_std: saved.blur_std,
             fields.prompt: request.prompt,
@@ -237,6 +254,8 @@ class Preparing:
             names = html.escape(" and ".join(missing))
             gr.Warning(f"Missing: {names}. The usual one is used; the picture will differ.")
         not_offered = list(saved.not_offered)
+        if wanted not in (here["working_size"], *SIZES):
+            not_offered.append(f"a working size of {wanted} pixels")
         if saved.dtype not in (None, here["dtype"]):
             not_offered.append(f"{saved.dtype} numbers")
         if not_offered:

@@ -4,7 +4,6 @@ import html
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,15 @@ from typing import Any
 import gradio as gr
 import spaces
 
-from operators.catalog import TASKS
 from silo import images
 from silo.caption import Captioner
-from silo.decoding import read_header
 from silo.devices import pick_device
-from silo.errors import BadRequest, SiloError
+from silo.errors import BadRequest
 from silo.measured import LEAST_DRAFTED, Measured, take_measurement
 from silo.request import MAX_SEED, PRESETS, RestorationRequest, comes_blurred
 from silo.restorer import Finishing, Restorer, Result
 from silo.ui.errors import errors_shown
-from silo.ui.inputs import CLEAN, DEGRADED, Settings
+from silo.ui.inputs import CLEAN, Settings
 from silo.ui.mask_painter import at_most, check_canvas, painted_mask, view, wants_mask
 from silo.ui.models import Models, check_simulated, own_degradation
 from silo.ui.outputs import Outputs, cache_folder
@@ -32,7 +29,7 @@ from silo.ui.timing import Timing, Work
 from silo.ui.wording import Frame, paragraphs, preset_choices, stopped, summary
 
 PICTURE_PERIOD = 0.7  # seconds between two clean estimates on the page, or
-PICTURE_SHARE = 0.1  # of the time, where decoding them takes long
+PICTURE_SHARE = 0.2  # of the time, where decoding them takes seconds, as large ones do
 STOPPED_EARLY = "Stopped before it began."
 STOP_PATIENCE = 5  # seconds for the step under way, after which the last estimate is shown
 # Asked of ZeroGPU: for a step of Stable Diffusion, at a side in pixels, and for all beside steps.
@@ -213,15 +210,15 @@ class Restoring:
 
     def _work(self, given: dict[Any, Any], sampler: str) -> Work:
         fields = self._settings
-        pixels, task = None, TASKS.get(given[fields.task])
-        if given[fields.photo] is not None:
-            with suppress(SiloError):  # the page tells what is wrong with the file
-                width, height = read_header(given[fields.photo]).size
-                pixels = width * height
-                if task is not None and given[fields.source] == DEGRADED:
-                    pixels *= task.degradation.operator().downscale ** 2
         guided = given[fields.guidance_scale] > 1
-        return Work(given[fields.prior], sampler, guided, given[fields.task], pixels)
+        return Work(
+            given[fields.prior],
+            sampler,
+            guided,
+            given[fields.task],
+            fields.restored_pixels(given),
+            fields.chosen_size(given),
+        )
 
     def _read(self, given: dict[Any, Any], restorer: Restorer) -> RestorationRequest:
         fields = self._settings
@@ -249,6 +246,7 @@ class Restoring:
             negative_prompt=given[fields.negative_prompt] or "",
             guidance_scale=given[fields.guidance_scale],
             preset=given[fields.preset],
+            working_size=fields.chosen_size(given),
             steps=given[fields.steps],
             noise_sigma=given[fields.noise_sigma],
             blur_std=given[fields.blur_std] if comes_blurred(task.degradation, simulate) else None,

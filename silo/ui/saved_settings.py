@@ -92,6 +92,8 @@ def read_settings(path: str) -> SavedSettings:
         raise BadRequest(
             f"The prompt in this file is longer than {MAX_PROMPT} characters: write a shorter one."
         )
+    if "working_size" in found:  # since version 0.15
+        values["working_size"] = _value(found, "working_size", int)
     simulate = values.pop("simulate")
     blur_std = None if found.get("blur_std") is None else _value(found, "blur_std", float)
     prior, operator = _weights(found, "prior"), _weights(found, "operator")

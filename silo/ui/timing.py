@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from operators.catalog import shelf
-from silo.measured import LARGEST_SIDE_RATIO
+from operators.catalog import TASKS, shelf
+from silo.measured import usual_working_size
 from silo.request import PRESETS, RestorationRequest
 from silo.restorer import Progress, Restorer
 
@@ -22,6 +22,7 @@ class Work:
         guided: whether a prompt is amplified, which evaluates the denoiser twice.
         task: what is undone, which decides how long it takes to finish.
         pixels: of the restored picture, None while there is none.
+        working_size: as of `RestorationRequest`.
     """
 
     prior: str
@@ -29,6 +30,7 @@ class Work:
     guided: bool
     task: str
     pixels: int | None
+    working_size: int | None = None
 
 
 class Timing:
@@ -82,8 +84,9 @@ class Timing:
 
         Small ones do not keep a processor busy, and take hardly less time than this least one.
         """
-        native = self._native_sizes[work.prior]
-        least, most = native / SMALLEST_SIDE_RATIO, native * LARGEST_SIDE_RATIO
+        native, task = self._native_sizes[work.prior], TASKS.get(work.task)
+        usual = usual_working_size(task.degradation.kind if task else "function", native)
+        least, most = native / SMALLEST_SIDE_RATIO, work.working_size or usual
         return round(min(max(self._pixels(work), least**2), most**2))
 
     def _pixels(self, work: Work) -> int:

@@ -101,15 +101,18 @@ def test_the_settings_of_a_downloaded_result_give_the_same_picture(
 
 def test_an_uploaded_photo_comes_out_as_from_the_command_line(page: Page, tmp_path: Path) -> None:
     photo, out = tmp_path / "photo.png", tmp_path / "cli.png"
-    ramp = Image.linear_gradient("L").resize((96, 64))
+    ramp = Image.linear_gradient("L").resize((192, 128))
     Image.merge("RGB", (ramp, ramp.rotate(180), ramp)).save(photo)
-    choose_task(page, "gaussian blur")
+    choose_task(page, "inpainting box")
     page.locator("#photo input[type=file]").set_input_files(photo)
-    expect(page.locator("#picture img")).to_be_visible()
+    expect(page.locator("#painter")).to_be_visible()
+    expect(page.locator("#working-size")).to_be_hidden()
+    choose_task(page, "super resolution x4")
+    page.locator("#working-size").get_by_label("512 pixels").click()  # it comes back with 768
     restore(page, steps=2, seed=5)
     expect(page.locator("#status")).to_have_text(FINISHED)
-    settings = ["--preset", "quick", "--steps", "2", "--seed", "5"]
-    task = ["--task", "gaussian_blur"]
+    settings = ["--preset", "quick", "--steps", "2", "--seed", "5", "--working-size", "512"]
+    task = ["--task", "super_resolution_x4"]
     assert main(["restore", str(photo), "--out", str(out), *task, *settings]) == 0
     assert pixels(downloaded(page, tmp_path)) == pixels(out)
 

@@ -173,6 +173,7 @@ def test_another_mask_or_other_weights_of_the_same_name_are_restored_with_anew(
     assert not torch.equal(load_image(out).pixels, first)
     enlarge = ["--task", "super_resolution_x4", "--operator", own]
     assert not is_done(*enlarge) and is_done(*enlarge)
+    assert not is_done(*enlarge, "--working-size", 256) and not is_done(*enlarge)
     for weights in (own / "model.safetensors", *(prior / "unet").glob("*.safetensors")):
         train_again(weights)
         assert not is_done(*enlarge) and is_done(*enlarge)

@@ -113,7 +113,9 @@ def test_past_the_last_rung_an_error_says_what_to_do_and_nothing_is_kept(
         return True
 
     runs_out(tiny_prior._unet, too_large)
-    with pytest.raises(OutOfMemory, match="cpu ran out of memory.*a smaller picture") as error:
+    with pytest.raises(
+        OutOfMemory, match="cpu ran out of memory.*a smaller working size or picture"
+    ) as error:
         restored(tiny_prior, samples=4, sampler="silo")
     assert len(seen) == 4  # four samples, two, one, and one with checkpointing
     assert all(noisy() is None for noisy in seen)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from silo import windows
 from silo.devices import generators
 from silo.prior import LatentPrior
 from silo.request import RestorationRequest
@@ -71,6 +72,21 @@ def test_so_it_is_where_one_network_at_a_time_is_on_the_gpu() -> None:
         prior.to(gpu)
         prior.offload()
         assert_same(restored(prior, request, None), expected)
+
+
+@pytest.mark.parametrize("kept", [1, 4])  # of four windows; the others' are computed again
+def test_so_it_is_in_windows(monkeypatch: pytest.MonkeyPatch, kept: int) -> None:
+    monkeypatch.setattr(windows, "KEPT", kept)
+    picture = photo("coffee")[..., 64:192, 64:192]
+    request = RestorationRequest(
+        "super_resolution_x4", picture, simulate=True, sampler="silo", steps=1
+    )
+    prior = LatentPrior.load("tiny")
+    prior.native_size = 32  # a window is as large as half the picture, and what is shared
+    expected = restored(prior, request, READOUT)
+    with pretended_gpu() as gpu:
+        prior.to(gpu)
+        assert_same(restored(prior, request, READOUT), expected)
 
 
 def test_a_picture_is_drawn_the_same() -> None:

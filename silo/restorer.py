@@ -42,7 +42,7 @@ from silo.schedule import spaced
 # The paper bounds the measurement latent (section 4.1): SD 1.5's latents stay within +-4.
 MEASUREMENT_LATENT_BOUND = 4.0
 LEAST_KNOWN_LEFT = 0.5  # of what is known, after scaling; a result with less says so
-NEARLY = 0.8  # of the working size is used where it is what a picture was scaled down for
+NEARLY = 0.8  # of the area at hand is filled by a picture that was scaled down to fit in
 PAPER_STEPS = 1000  # what the paper's consistency scales are for
 
 

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 Run = Callable[[Tensor], tuple[Tensor, ...]]
 Share = tuple[int, Tensor]  # where a window begins, and its share of each element, (size,)
-OVERLAP = 8  # what neighbours share is at least so small a part of a window's side
+OVERLAP = 8  # neighbours share at least the eighth part of `side`
 KEPT = 4  # windows whose activations are kept for gradients; those of more are computed again
 
 

@@ -219,11 +219,11 @@ class Preparing:
                 steps=request.effective_steps,
             )
             prior, operator, missing = self._weights(saved, usual)
-            here = self._models.restorer(prior, operator).parameters(usual)
-            native = self._models.restorer(prior, operator).prior.native_size
+            restorer = self._models.restorer(prior, operator)
+            here = restorer.parameters(usual)
         assert request.eta is not None, "read_settings asks for it"
         # Before version 0.15 none was recorded: one window of the prior's.
-        wanted = request.working_size or WINDOW_RATIO * native
+        wanted = request.working_size or WINDOW_RATIO * restorer.prior.native_size
         nearest = min(SIZES, key=lambda offered: abs(offered - wanted))
         size = USUAL_SIZE if wanted == here["working_size"] else nearest
         values = {
